@@ -1,0 +1,103 @@
+"""The local window: which tokens a query sees exactly, where they stand, and exact attention over them.
+
+One rule covers both ways of segmenting. Let p be a token's position in its own conversation (padding has
+none). Before p is processed, ``evicted_before(p)`` tokens have left the window:
+
+    E(p) = 0                                     for p < W
+    E(p) = S * (floor((p - W) / S) + 1)          for p >= W
+
+A query at p attends exactly to positions E(p)..p (and to the first few tokens, the attention sinks of arXiv
+2309.17453); everything before E(p) is in the memory. With W = S this is the paper's hard segmentation,
+E(p) = S * floor(p / S); with W > S it is the streaming window of a chat: it holds between W - S + 1 and W
+tokens, so no segment end ever hides the last sentence. E depends on nothing but p: how the input was cut into
+calls cannot change a result.
+
+Rotary angles are computed in float64, so they are exact at position 10,000,000; sinks are turned so that they
+stand right before the window, because a model has never seen a distance of millions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def evicted_before(position: int, *, window: int, segment: int) -> int:
+    """E(p): how many tokens have left the window before the token at ``position`` is processed."""
+    if position < window:
+        return 0
+    return segment * ((position - window) // segment + 1)
+
+
+def evicted_before_each(positions: Tensor, *, window: int, segment: int) -> Tensor:
+    """E(p) for an int64 tensor of positions of any shape; padding (negative positions) gives 0."""
+    steps = torch.div(positions - window, segment, rounding_mode="floor") + 1
+    return (segment * steps).clamp(min=0)
+
+
+def room(seen: int, *, window: int, segment: int) -> int:
+    """How many tokens fit into one forward after ``seen`` tokens, before E changes again; at least 1."""
+    if seen < window:
+        return window - seen
+    return segment - (seen - window) % segment
+
+
+def inverse_frequencies(head_dim: int, theta: float) -> Tensor:
+    """RoPE's theta^(-2i/d) as float64, shape [head_dim / 2]."""
+    exponent = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
+    return theta**-exponent
+
+
+def rotary(positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines for int64 ``positions`` [...], as float32 [..., head_dim]; angles in float64."""
+    angles = positions.to(torch.float64)[..., None] * inv_freq.to(positions.device)
+    cos, sin = angles.cos().to(torch.float32), angles.sin().to(torch.float32)
+    return torch.cat((cos, cos), dim=-1), torch.cat((sin, sin), dim=-1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Apply the rotation to x [B, H, T, D]; cos and sin are [T, D] or [B, 1, T, D], in x's dtype."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def visible(query_positions: Tensor, key_positions: Tensor, evicted: Tensor) -> Tensor:
+    """Mask [B, T, N], True where the query at [B, T] may see the key at [B, N].
+
+    Keys of padding have position -1. ``evicted`` [B] is E for all of these queries (one segment's forward).
+    """
+    keys = key_positions[:, None, :]
+    causal = keys <= query_positions[:, :, None]
+    return causal & (keys >= evicted[:, None, None]) & (keys >= 0)
+
+
+def local_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    mask: Tensor | None,
+    soft_cap: float | None = None,
+) -> Tensor:
+    """Exact attention of q [B, H, T, D] over k, v [B, Hkv, N, D]; returns [B, H, T, D].
+
+    ``mask`` is additive, in q's type, [1 or B, 1, G * T, N] with G = H / Hkv (a group's queries beside each
+    other, so that keys and values are never repeated), or None when every query sees every key. ``soft_cap``
+    bounds the scores as Gemma 2 does.
+    """
+    batch, heads, length, dim = q.shape
+    kv_heads = k.shape[1]
+    grouped = q.reshape(batch, kv_heads, heads // kv_heads * length, dim)
+    if length == 1 or soft_cap is not None:
+        # Two matrix products beat the fused kernel at one query on CPU.
+        scores = torch.matmul(grouped, k.transpose(-1, -2)) * scale
+        if soft_cap is not None:
+            scores = soft_cap * torch.tanh(scores / soft_cap)
+        if mask is not None:
+            scores = scores + mask
+        out = torch.matmul(torch.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype), v)
+    else:
+        out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, scale=scale)
+    return out.reshape(batch, heads, length, dim)
