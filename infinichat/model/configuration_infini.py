@@ -1,0 +1,143 @@
+"""The configuration of an Infini model: a Llama-like decoder plus a window, a segment and memory layers.
+
+Everything that changes a result is here and is saved with the checkpoint: two models with equal configuration
+and weights give equal states.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from transformers import PretrainedConfig
+
+from infinichat.errors import ConfigError
+
+MemoryKind = Literal["recall", "linear", "delta"]
+MEMORY_KINDS: tuple[MemoryKind, ...] = ("recall", "linear", "delta")
+
+
+class InfiniConfig(PretrainedConfig):
+    """Configuration of ``InfiniForCausalLM``.
+
+    The first group has the names and meanings of transformers' Llama. ``window`` and ``segment`` are in tokens
+    (``infinichat.attention.window``): ``window == segment`` is the paper's hard segmentation, ``window >
+    segment`` the streaming window. ``sinks`` first tokens stay attended for ever and are never written.
+    ``memory`` is "recall" (own projections, DPFP, write gate, per-token delta) or the paper's "linear" or
+    "delta"; ``memory_layers`` are the layers that have one. ``memory_trained`` False keeps every memory closed:
+    the model is then exactly its base with a sliding window.
+
+    Raises ``ConfigError`` for values that cannot work together.
+    """
+
+    model_type = "infini"
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int = 32000,
+        hidden_size: int = 576,
+        intermediate_size: int = 1536,
+        num_hidden_layers: int = 30,
+        num_attention_heads: int = 9,
+        num_key_value_heads: int | None = None,
+        head_dim: int | None = None,
+        hidden_act: str = "silu",
+        rms_norm_eps: float = 1e-5,
+        rope_theta: float = 10000.0,
+        rope_scaling: dict[str, Any] | None = None,
+        max_position_embeddings: int = 8192,
+        attention_bias: bool = False,
+        mlp_bias: bool = False,
+        initializer_range: float = 0.02,
+        window: int = 1024,
+        segment: int = 256,
+        sinks: int = 4,
+        memory: MemoryKind = "recall",
+        memory_layers: list[int] | tuple[int, ...] | None = None,
+        memory_trained: bool = False,
+        memory_key_dim: int = 64,
+        memory_order: int = 3,
+        memory_gate_taps: int = 3,
+        family: str = "llama",
+        chat_format: str = "chatml",
+        base: dict[str, Any] | None = None,
+        use_cache: bool = True,
+        tie_word_embeddings: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.intermediate_size = intermediate_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.num_key_value_heads = num_key_value_heads or num_attention_heads
+        self.head_dim = head_dim or hidden_size // num_attention_heads
+        self.hidden_act = hidden_act
+        self.rms_norm_eps = rms_norm_eps
+        # Not rope_parameters: transformers rewrites that on load, and the angles here are computed in float64.
+        self.infini_rope = {"theta": float(rope_theta), "scaling": rope_scaling}
+        self.max_position_embeddings = max_position_embeddings
+        self.attention_bias = attention_bias
+        self.mlp_bias = mlp_bias
+        self.initializer_range = initializer_range
+        self.window = window
+        self.segment = segment
+        self.sinks = sinks
+        self.memory = memory
+        self.memory_layers = list(memory_layers) if memory_layers is not None else []
+        self.memory_trained = memory_trained
+        self.memory_key_dim = memory_key_dim
+        self.memory_order = memory_order
+        self.memory_gate_taps = memory_gate_taps
+        self.family = family
+        self.chat_format = chat_format
+        self.base = base
+        self.use_cache = use_cache
+        stored_rope = kwargs.pop("infini_rope", None)
+        if stored_rope is not None:
+            self.infini_rope = dict(stored_rope)
+        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+        self._check()
+
+    @property
+    def memory_heads(self) -> int:
+        """Heads of the recall memory: its values are token embeddings split over them."""
+        return self.hidden_size // self.memory_value_dim
+
+    @property
+    def memory_value_dim(self) -> int:
+        """Width of one value head of the recall memory."""
+        return self.head_dim if self.hidden_size % self.head_dim == 0 else self.hidden_size
+
+    @property
+    def memory_features(self) -> int:
+        """Width of a recall key after DPFP, or of the paper's features."""
+        return 2 * self.memory_key_dim * self.memory_order if self.memory == "recall" else self.head_dim
+
+    def _check(self) -> None:
+        if self.segment < 1 or self.window < 1:
+            raise ConfigError(
+                f"window is {self.window} and segment {self.segment}; both must be at least 1 token."
+            )
+        if self.segment > self.window:
+            raise ConfigError(
+                f"segment is {self.segment} and window {self.window}; a segment leaves the window whole, so it "
+                "cannot be longer. Lower segment or raise window."
+            )
+        if not 0 <= self.sinks <= self.segment:
+            raise ConfigError(f"sinks is {self.sinks}; it must be 0 to segment ({self.segment}).")
+        if self.memory not in MEMORY_KINDS:
+            raise ConfigError(f"memory is {self.memory!r}; valid are {', '.join(MEMORY_KINDS)}.")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                f"{self.num_attention_heads} attention heads cannot share {self.num_key_value_heads} key-value "
+                "heads evenly; the first must be a multiple of the second."
+            )
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim is {self.head_dim}; rotary embeddings need an even number.")
+        outside = [layer for layer in self.memory_layers if not 0 <= layer < self.num_hidden_layers]
+        if outside or len(set(self.memory_layers)) != len(self.memory_layers):
+            raise ConfigError(
+                f"memory_layers is {self.memory_layers}; expected different layers from 0 to "
+                f"{self.num_hidden_layers - 1}."
+            )

@@ -1,0 +1,159 @@
+"""The parameters of a layer's memory, and what they do with a window's tokens: read, keep for later, commit.
+
+``PaperMemory`` is one gate per head (arXiv 2404.07143); it uses the layer's own keys, queries and values.
+``RecallMemory`` has projections of its own. Both are named ``model.layers.N.memory`` and hold nothing but
+parameters: the state comes in and goes out through ``LayerState``.
+
+    recall   k_t  = features(sum_{j=1..4} Wk_j x_{t-j})      stored under k_t: the embedding of token t
+             q_t  = features(sum_{j=0..3} Wq_j x_{t-j})      so q_t meets the key of the token that came next
+             b_t  = hard_gate(sum_j w_j x_{t-j} + c)         exactly 0 for almost every token
+             h_t += g_t (alpha W_om read + W_c n + u)        n: confidence of the read, g_t: a token gate
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from infinichat.attention.infini import (
+    hard_gate,
+    paper_attention,
+    recall_features,
+    recall_read,
+    taps,
+)
+from infinichat.attention.memory import (
+    EPS,
+    MemoryState,
+    UpdateRule,
+    elu1,
+    gather_written,
+    write_delta,
+    write_normalised,
+)
+from infinichat.model.cache import RECALL_TAPS, LayerState
+from infinichat.model.configuration_infini import InfiniConfig
+
+
+class PaperMemory(nn.Module):
+    """The paper's memory: one scalar ``beta`` a head, [H]."""
+
+    BETA_START = -3.0
+    """sigmoid(-3) = 0.047: nearly the base model, with a gradient of the same size (at -100 it is zero)."""
+
+    def __init__(self, config: InfiniConfig) -> None:
+        super().__init__()
+        self.rule: UpdateRule = "delta" if config.memory == "delta" else "linear"
+        self.beta = nn.Parameter(torch.full((config.num_attention_heads,), self.BETA_START))
+
+    def attend(self, A_dot: Tensor, q: Tensor, state: MemoryState) -> Tensor:
+        """Mix the memory into local attention [B, H, T, D]; q [B, H, T, D] carries no position."""
+        return paper_attention(A_dot, q, self.beta, state)
+
+    def commit(self, state: LayerState, count: int, write: Tensor | None) -> MemoryState:
+        """Write the window's oldest ``count`` slots as one segment; ``write`` [B, count] True where wanted."""
+        assert state.memory is not None and state.memory_k is not None
+        keys = elu1(state.memory_k.content[:, :, :count].float())
+        values = state.v.content[:, :, :count]
+        return write_normalised(state.memory, keys, values, rule=self.rule, mask=write)
+
+
+class RecallMemory(nn.Module):
+    """The recall memory's parameters. With C = hidden size, H heads, Dk key width: ``k_taps`` and ``q_taps``
+    [H * Dk, 4 * C], ``gate_taps`` [3, C] and ``gate_bias`` (write gate), ``out`` [C, C] (starts as identity),
+    ``alpha`` (starts at 0: closed), ``softness`` [H], ``confidence`` [C, H] and ``found_bias`` [C], ``read_gate``
+    [C], ``read_confidence`` [H] and ``read_bias`` (token gate)."""
+
+    def __init__(self, config: InfiniConfig) -> None:
+        super().__init__()
+        hidden, heads = config.hidden_size, config.memory_heads
+        width = heads * config.memory_key_dim
+        self.heads, self.order, self.value_dim = heads, config.memory_order, config.memory_value_dim
+        self.k_taps = nn.Parameter(torch.empty(width, RECALL_TAPS * hidden))
+        self.q_taps = nn.Parameter(torch.empty(width, RECALL_TAPS * hidden))
+        self.gate_taps = nn.Parameter(torch.empty(config.memory_gate_taps, hidden))
+        self.gate_bias = nn.Parameter(torch.empty(()))
+        self.out = nn.Parameter(torch.empty(hidden, hidden))
+        self.alpha = nn.Parameter(torch.empty(()))
+        self.softness = nn.Parameter(torch.empty(heads))
+        self.confidence = nn.Parameter(torch.empty(hidden, heads))
+        self.found_bias = nn.Parameter(torch.empty(hidden))
+        self.read_gate = nn.Parameter(torch.empty(hidden))
+        self.read_confidence = nn.Parameter(torch.empty(heads))
+        self.read_bias = nn.Parameter(torch.empty(()))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """The untrained start: reads change nothing (alpha, confidence, found_bias are 0), gradients exist."""
+        hidden = self.out.shape[0]
+        for projection in (self.k_taps, self.q_taps):
+            nn.init.normal_(projection, std=projection.shape[1] ** -0.5)
+        for zero in (self.gate_taps, self.alpha, self.confidence, self.found_bias):
+            zero.zero_()
+        for zero in (self.read_gate, self.read_confidence):
+            zero.zero_()
+        self.gate_bias.fill_(0.1)
+        self.out.copy_(torch.eye(hidden))
+        self.softness.fill_(0.5)
+        self.read_bias.fill_(1.0)
+
+    def forward(self, h: Tensor, x: Tensor, state: LayerState, real: Tensor | None) -> Tensor:
+        """h [B, T, C] with the read added; x [B, T, C] is the layer's normed input. Also keeps, in ``state``,
+        what these T tokens will be written with when they leave the window. ``real`` [B, T] False at padding."""
+        assert state.memory is not None and state.memory_k is not None and state.tail is not None
+        assert state.strength is not None
+        x = x.float()
+        if real is not None:
+            x = x * real[..., None]
+        around = taps(x, state.tail, 0, RECALL_TAPS + 1)  # [B, T, 5 C]: x_t, x_{t-1} .. x_{t-4}
+        hidden = x.shape[-1]
+        strength = self.write_strength(around)
+        state.strength.append(strength if real is None else strength * real)
+        state.memory_k.append(F.linear(around[..., hidden:], self.k_taps.float()))
+        state.tail = torch.cat((state.tail, x), dim=1)[:, -RECALL_TAPS:]
+        queries = F.linear(around[..., : RECALL_TAPS * hidden], self.q_taps.float())
+        added = self.read(queries, x, state.memory)
+        return h + (added * (state.memory.written > 0)[:, None, None]).to(h.dtype)
+
+    def write_strength(self, around: Tensor) -> Tensor:
+        """b [B, T] in [0, 1] from x_t, x_{t-1} .. beside each other [B, T, >= gate taps * C]."""
+        flat = self.gate_taps.float().reshape(-1)
+        return hard_gate(around[..., : flat.shape[0]] @ flat + self.gate_bias.float())
+
+    def read(self, queries: Tensor, x: Tensor, memory: MemoryState) -> Tensor:
+        """What to add to the residual [B, T, C], float32, for projected queries [B, T, H * Dk]."""
+        features = recall_features(queries, heads=self.heads, order=self.order)
+        got = recall_read(features, memory, softness=self.softness)
+        gate = torch.sigmoid(
+            x @ self.read_gate.float() + got.confidence @ self.read_confidence.float() + self.read_bias.float()
+        )
+        values = self.alpha.float() * F.linear(got.values, self.out.float())
+        found = F.linear(got.confidence, self.confidence.float()) + self.found_bias.float()
+        return gate[..., None] * (values + found)
+
+    def values(self, embeddings: Tensor) -> Tensor:
+        """Token embeddings [B, T, C] as stored values [B, H, T, D]: unit root mean square, split over heads."""
+        batch, length, hidden = embeddings.shape
+        embeddings = embeddings.float()
+        unit_rms = embeddings * torch.rsqrt(embeddings.square().mean(dim=-1, keepdim=True) + EPS)
+        return unit_rms.view(batch, length, self.heads, hidden // self.heads).transpose(1, 2)
+
+    def commit(
+        self, state: LayerState, count: int, write: Tensor | None, ids: Tensor, embedding: nn.Embedding
+    ) -> MemoryState:
+        """Write the window's oldest ``count`` slots, whose tokens are ``ids`` [B, count], with the per-token
+        delta rule. Only tokens of non-zero strength are touched, so a segment of chatter costs nothing."""
+        assert state.memory is not None and state.memory_k is not None and state.strength is not None
+        strength = state.strength.content[:, :count]
+        if write is not None:
+            strength = strength * write
+        chosen, strength = gather_written(strength)
+        if chosen.shape[1] == 0:
+            return state.memory
+        projected = state.memory_k.content
+        projected = projected.gather(1, chosen[..., None].expand(-1, -1, projected.shape[-1]))
+        keys = recall_features(projected, heads=self.heads, order=self.order)
+        values = self.values(embedding(ids.gather(1, chosen)))
+        return write_delta(state.memory, keys, values, strength)

@@ -1,0 +1,365 @@
+"""A Llama-like decoder with Infini-attention: the Hugging Face face of the model.
+
+The base part is a plain decoder whose weights have transformers' Llama names. Each layer attends exactly over
+the window in an ``InfiniCache``; layers in ``config.memory_layers`` also read and write a memory. One forward
+may be given any number of tokens: it is cut where a segment leaves the window, each piece is run through all
+layers, and every output is the same as if the tokens had come one at a time.
+
+    cache = InfiniCache(model.config)
+    out = model(ids, past_key_values=cache, logits_to_keep=1)     # ids of a million tokens are fine
+    model.generate(ids, past_key_values=cache)                    # transformers' own loop
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from infinichat.attention.window import inverse_frequencies, local_attention, rotate
+from infinichat.errors import ConfigError, StateError
+from infinichat.model.cache import InfiniCache, LayerState
+from infinichat.model.configuration_infini import InfiniConfig
+from infinichat.model.memories import PaperMemory, RecallMemory
+from infinichat.model.rope import scaled_frequencies
+from infinichat.model.segments import (
+    SegmentPlan,
+    advance,
+    drop_left,
+    keep_sinks,
+    leaving,
+    make_ragged,
+    pieces,
+    plan_segment,
+    turn_sinks,
+)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, computed in float32 as Llama does."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+class InfiniMLP(nn.Module):
+    """down(act(gate(x)) * up(x))."""
+
+    def __init__(self, config: InfiniConfig) -> None:
+        super().__init__()
+        hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = nn.Linear(hidden, inner, bias=bias)
+        self.up_proj = nn.Linear(hidden, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, hidden, bias=bias)
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class InfiniAttention(nn.Module):
+    """Exact attention over the window, and the paper's memory where the layer has one."""
+
+    def __init__(self, config: InfiniConfig) -> None:
+        super().__init__()
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = config.head_dim
+        self.scale = config.head_dim**-0.5
+        hidden, bias = config.hidden_size, config.attention_bias
+        self.q_proj = nn.Linear(hidden, self.heads * self.head_dim, bias=bias)
+        self.k_proj = nn.Linear(hidden, self.kv_heads * self.head_dim, bias=bias)
+        self.v_proj = nn.Linear(hidden, self.kv_heads * self.head_dim, bias=bias)
+        self.o_proj = nn.Linear(self.heads * self.head_dim, hidden, bias=bias)
+
+    def forward(self, x: Tensor, plan: SegmentPlan, state: LayerState, memory: PaperMemory | None) -> Tensor:
+        """x [B, T, C] to [B, T, C]; the T new keys and values are added to ``state``'s window."""
+        batch, length, _ = x.shape
+        q = self.q_proj(x).view(batch, length, self.heads, self.head_dim).transpose(1, 2)
+        k = self.k_proj(x).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
+        v = self.v_proj(x).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
+        state.k.append(rotate(k, plan.cos, plan.sin))
+        state.v.append(v)
+        keys = state.k.with_front if plan.use_front else state.k.content
+        values = state.v.with_front if plan.use_front else state.v.content
+        out = local_attention(
+            rotate(q, plan.cos, plan.sin), keys, values, scale=self.scale, mask=plan.mask
+        )  # [B, H, T, D]
+        if memory is not None and state.memory is not None and state.memory_k is not None:
+            out = memory.attend(out, q, state.memory)
+            state.memory_k.append(k)
+        projected: Tensor = self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
+        return projected
+
+
+class InfiniDecoderLayer(nn.Module):
+    """Attention and MLP with pre-norms; a recall memory adds its read between the two."""
+
+    def __init__(self, config: InfiniConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.self_attn = InfiniAttention(config)
+        self.mlp = InfiniMLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.memory: PaperMemory | RecallMemory | None = None
+        if layer_idx in config.memory_layers:
+            self.memory = RecallMemory(config) if config.memory == "recall" else PaperMemory(config)
+
+    def forward(self, h: Tensor, plan: SegmentPlan, state: LayerState) -> Tensor:
+        """h [B, T, C] to [B, T, C]."""
+        x = self.input_layernorm(h)
+        mixed = self.memory if isinstance(self.memory, PaperMemory) else None
+        h = h + self.self_attn(x, plan, state, mixed)
+        if isinstance(self.memory, RecallMemory) and state.memory is not None:
+            h = self.memory(h, x, state, plan.real)
+        out: Tensor = h + self.mlp(self.post_attention_layernorm(h))
+        return out
+
+
+class InfiniPreTrainedModel(PreTrainedModel):
+    """What both model classes share with transformers."""
+
+    config_class = InfiniConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = False
+    _no_split_modules = ("InfiniDecoderLayer",)
+    _supports_sdpa = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, RMSNorm):
+            nn.init.ones_(module.weight)
+        elif isinstance(module, RecallMemory):
+            module.reset_parameters()
+        elif isinstance(module, PaperMemory):
+            nn.init.constant_(module.beta, PaperMemory.BETA_START)
+
+
+class InfiniModel(InfiniPreTrainedModel):
+    """Embeddings, layers, final norm."""
+
+    def __init__(self, config: InfiniConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(InfiniDecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_init()
+
+    def new_cache(self, batch_size: int = 1) -> InfiniCache:
+        """An empty state that fits these weights."""
+        weight = self.norm.weight
+        return InfiniCache(self.config, batch_size, dtype=weight.dtype, device=weight.device)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: InfiniCache | None = None,
+        use_cache: bool | None = None,
+        keep: int = 0,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Final hidden states of the last ``keep`` tokens (0: of all) of input_ids [B, T], T >= 1.
+
+        ``attention_mask`` [B, T] or longer (then its last T columns count): 0 marks padding. Raises
+        ``StateError`` for shapes that do not fit the cache, ``ConfigError`` for what is not supported.
+        """
+        if input_ids is None or kwargs.get("inputs_embeds") is not None:
+            raise ConfigError(
+                "inputs_embeds was given without input_ids; the memory stores tokens, so pass input_ids."
+            )
+        cache = self._cache_for(input_ids, past_key_values)
+        mask = self._padding(cache, input_ids, attention_mask)
+        outputs: list[Tensor] = []
+        start, length = 0, input_ids.shape[1]
+        while start < length:
+            rest = None if mask is None else mask[:, start:]
+            self.evict(cache)
+            stop = start + pieces(cache, rest, length - start)
+            piece = None if mask is None else mask[:, start:stop]
+            hidden = self._forward_piece(input_ids[:, start:stop], piece, cache)
+            if keep == 0 or stop > length - keep:
+                outputs.append(hidden if keep == 0 else hidden[:, max(0, length - keep - start) :])
+            start = stop
+        cache.last_hidden = hidden[:, -1]
+        return BaseModelOutputWithPast(
+            last_hidden_state=outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1),
+            past_key_values=cache if use_cache is not False or past_key_values is not None else None,
+        )
+
+    def evict(self, cache: InfiniCache) -> None:
+        """Fold into the memories what has to leave the window before the next token; often nothing."""
+        due = leaving(cache)
+        if due is None:
+            turn_sinks(cache, self._frequencies())
+            return
+        count, write = due
+        if write is None:
+            span = count
+            if cache.evicted == 0 and cache.config.sinks > 0 and self.config.memory_trained:
+                write = torch.ones(cache.batch_size, span, dtype=torch.bool, device=cache.device)
+                write[:, : cache.config.sinks] = False
+        else:
+            span = write.shape[1]
+        for layer, state in zip(self.layers, cache.states, strict=True):
+            if state.memory is None:
+                continue
+            if isinstance(layer.memory, RecallMemory):
+                ids = cache.ids.content[:, :span]
+                state.memory = layer.memory.commit(state, span, write, ids, self.embed_tokens)
+            elif isinstance(layer.memory, PaperMemory):
+                state.memory = layer.memory.commit(state, span, write)
+        keep_sinks(cache)
+        drop_left(cache, count)
+        turn_sinks(cache, self._frequencies())
+
+    def _forward_piece(self, ids: Tensor, mask: Tensor | None, cache: InfiniCache) -> Tensor:
+        h = self.embed_tokens(ids)
+        plan = plan_segment(cache, mask, ids.shape[1], inv_freq=self._frequencies(), dtype=h.dtype)
+        for layer, state in zip(self.layers, cache.states, strict=True):
+            h = layer(h, plan, state)
+        advance(cache, ids, plan)
+        out: Tensor = self.norm(h)
+        return out
+
+    def _frequencies(self) -> Tensor:
+        # Plain float64 attribute rather than a buffer: .to(bfloat16) must never touch it.
+        cached: Tensor | None = self.__dict__.get("_inv_freq")
+        if cached is None:
+            rope = self.config.infini_rope
+            plain = inverse_frequencies(self.config.head_dim, rope["theta"])
+            cached = scaled_frequencies(plain, rope["scaling"])
+            self.__dict__["_inv_freq"] = cached
+        return cached
+
+    def _cache_for(self, ids: Tensor, cache: InfiniCache | None) -> InfiniCache:
+        if ids.dim() != 2 or ids.shape[1] == 0:
+            raise StateError(f"input_ids has shape {tuple(ids.shape)}; expected [batch, tokens], one token or more.")
+        if cache is None:
+            return self.new_cache(ids.shape[0])
+        if not isinstance(cache, InfiniCache):
+            raise StateError(
+                f"past_key_values is a {type(cache).__name__}; this model keeps its state in an InfiniCache. "
+                "Make one with model.model.new_cache()."
+            )
+        if cache.batch_size != ids.shape[0]:
+            raise StateError(
+                f"input_ids has {ids.shape[0]} rows and the state {cache.batch_size}; use one state per batch."
+            )
+        return cache
+
+    def _padding(self, cache: InfiniCache, ids: Tensor, mask: Tensor | None) -> Tensor | None:
+        if mask is None:
+            return None if cache.uniform else torch.ones_like(ids, dtype=torch.bool)
+        length = ids.shape[1]
+        if mask.dim() != 2 or mask.shape[0] != ids.shape[0] or mask.shape[1] < length:
+            raise StateError(
+                f"attention_mask has shape {tuple(mask.shape)}; expected [{ids.shape[0]}, {length} or more]."
+            )
+        real = mask[:, -length:].to(torch.bool)
+        if cache.uniform:
+            if bool(real.all()):
+                return None
+            make_ragged(cache)
+        return real
+
+
+class InfiniForCausalLM(InfiniPreTrainedModel, GenerationMixin):
+    """The language model: ``InfiniModel`` and a vocabulary head."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    # Refuses what needs an un-writable state, such as assisted generation.
+    _is_stateful = True
+
+    def __init__(self, config: InfiniConfig) -> None:
+        super().__init__(config)
+        self.model = InfiniModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: InfiniCache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits [B, logits_to_keep or T, V] and, with ``labels`` [B, T] (-100 is ignored), the mean
+        cross-entropy of each token's successor over all segments. Other arguments as ``InfiniModel``."""
+        kwargs.pop("position_ids", None)  # positions follow from the cache and the mask
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            keep=0 if labels is not None else logits_to_keep,
+            **kwargs,
+        )
+        logits = self.lm_head(outputs.last_hidden_state)
+        loss = None
+        if labels is not None:
+            shifted = logits[:, :-1].float().flatten(0, 1)
+            loss = F.cross_entropy(shifted, labels[:, 1:].flatten(), ignore_index=-100)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
+
+    def next_logits(self, cache: InfiniCache) -> Tensor:
+        """Logits [B, V] for the token after the last one fed, without feeding anything.
+
+        Raises ``StateError`` when nothing has been fed yet.
+        """
+        if cache.last_hidden is None:
+            raise StateError("The state has seen 0 tokens; feed at least one before asking what comes next.")
+        logits: Tensor = self.lm_head(cache.last_hidden)
+        return logits
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.embed_tokens = value  # type: ignore[assignment]
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *_: Any) -> None:
+        # The first forward makes the cache, for as many rows as generate() really uses (beams, samples).
+        return
+
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        past_key_values: InfiniCache | None = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Only what the state has not seen goes in."""
+        if past_key_values is not None and past_key_values.get_seq_length() < input_ids.shape[1]:
+            input_ids = input_ids[:, past_key_values.get_seq_length() :]
+        elif past_key_values is not None and past_key_values.get_seq_length() > 0:
+            input_ids = input_ids[:, -1:]
+        return {
+            "input_ids": input_ids,
+            "past_key_values": past_key_values,
+            "attention_mask": attention_mask,
+            "use_cache": kwargs.get("use_cache", True),
+            "logits_to_keep": 1,
+        }

@@ -1,0 +1,211 @@
+"""What one forward over one segment needs to know, worked out once for all layers.
+
+``plan_segment`` answers, for the next T slots: their positions, rotary tables, and the additive mask;
+``evict`` moves the oldest segment out of the window and into the memory before those slots are processed. Both
+treat uniform caches with integers alone, and ragged ones (left padding) row by row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from infinichat.attention.window import evicted_before, evicted_before_each, rotary, rotate, visible
+from infinichat.model.cache import InfiniCache, LayerState
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentPlan:
+    """For T new slots: ``positions`` [T] (uniform) or [B, T], ``cos`` and ``sin`` broadcastable to
+    [B, H, T, D], ``mask`` additive [1 or B, 1, G * T, N] or None when every query sees every key, ``real``
+    [B, T] True where a slot is a token (None: all are), and ``use_front``: the sinks are attended."""
+
+    positions: Tensor
+    cos: Tensor
+    sin: Tensor
+    mask: Tensor | None
+    real: Tensor | None
+    use_front: bool
+
+
+def pieces(cache: InfiniCache, attention_mask: Tensor | None, length: int) -> int:
+    """How many of the next ``length`` slots can be processed in one forward, at least 1.
+
+    ``attention_mask`` [B, length] bool, or None. For a ragged cache the first row that reaches the end of its
+    segment decides.
+    """
+    if cache.uniform and attention_mask is None:
+        return min(length, cache.room)
+    seen, _ = _row_counts(cache)
+    mask = attention_mask if attention_mask is not None else _all_real(cache, length)
+    positions = torch.where(mask, seen[:, None] + mask.cumsum(dim=1) - 1, -1)
+    window, segment = cache.config.window, cache.config.segment
+    leaves = evicted_before_each(positions, window=window, segment=segment)
+    # E at each row's first token of this call; a later slot with a larger E starts the next piece.
+    first = evicted_before_each(seen, window=window, segment=segment)
+    crossing = (leaves > first[:, None]).any(dim=0).nonzero()
+    return length if crossing.numel() == 0 else max(1, int(crossing[0]))
+
+
+def plan_segment(
+    cache: InfiniCache, attention_mask: Tensor | None, length: int, *, inv_freq: Tensor, dtype: torch.dtype
+) -> SegmentPlan:
+    """The plan for the next ``length`` slots of ``cache``, to be made after ``evict``. ``inv_freq`` float64."""
+    group = cache.config.num_attention_heads // cache.config.num_key_value_heads
+    if cache.uniform:
+        positions = torch.arange(cache.seen, cache.seen + length, device=cache.device)
+        cos, sin = rotary(positions, inv_freq)
+        use_front = cache.evicted > 0 and cache.config.sinks > 0
+        mask = None
+        if length > 1:
+            before = cache.window_tokens + (cache.config.sinks if use_front else 0)
+            allowed = torch.ones(length, before + length, dtype=torch.bool, device=cache.device)
+            mask = _additive(allowed.tril(diagonal=before)[None], group, dtype)
+        return SegmentPlan(positions, cos.to(dtype), sin.to(dtype), mask, None, use_front)
+    return _plan_ragged(cache, attention_mask, length, inv_freq, dtype, group)
+
+
+def make_ragged(cache: InfiniCache) -> None:
+    """Give each row its own counts; from here on padding can be told apart."""
+    if not cache.uniform:
+        return
+    cache.row_seen, cache.row_evicted = _row_counts(cache)
+    first = cache.seen - cache.window_tokens
+    cache.positions = torch.arange(first, cache.seen, device=cache.device).repeat(cache.batch_size, 1)
+
+
+def leaving(cache: InfiniCache) -> tuple[int, Tensor | None] | None:
+    """What has to leave before the next token: (slots to drop, write mask over the window's slots [B, n] or None
+    for a uniform cache), or None when nothing does. The mask leaves out sinks and padding."""
+    window, segment, sinks = cache.config.window, cache.config.segment, cache.config.sinks
+    if cache.uniform:
+        count = evicted_before(cache.seen, window=window, segment=segment) - cache.evicted
+        return (count, None) if count > 0 else None
+    assert cache.row_seen is not None and cache.row_evicted is not None and cache.positions is not None
+    after = evicted_before_each(cache.row_seen, window=window, segment=segment)
+    if bool((after <= cache.row_evicted).all()):
+        return None
+    p = cache.positions
+    write = (p >= cache.row_evicted[:, None]) & (p < after[:, None]) & (p >= sinks)
+    gone = (p < after[:, None]).all(dim=0).to(torch.int64)
+    return int(gone.cumprod(dim=0).sum()), write
+
+
+def advance(cache: InfiniCache, ids: Tensor, plan: SegmentPlan) -> None:
+    """Count the slots that were just processed."""
+    length = ids.shape[1]
+    cache.ids.append(ids)
+    cache.slots_fed += length
+    if cache.uniform:
+        cache.seen += length
+        return
+    assert cache.row_seen is not None and cache.positions is not None and plan.real is not None
+    cache.row_seen = cache.row_seen + plan.real.sum(dim=1)
+    cache.positions = torch.cat((cache.positions, plan.positions), dim=1)
+    cache.seen = int(cache.row_seen.max())
+
+
+def drop_left(cache: InfiniCache, count: int) -> None:
+    """Forget the ``count`` oldest slots after their layers have been written, and move E forward."""
+    window, segment = cache.config.window, cache.config.segment
+    for state in cache.states:
+        for slots in state.slots():
+            slots.drop(count)
+    cache.ids.drop(count)
+    if cache.uniform:
+        cache.evicted += count
+        return
+    assert cache.row_seen is not None and cache.positions is not None
+    cache.positions = cache.positions[:, count:]
+    cache.row_evicted = evicted_before_each(cache.row_seen, window=window, segment=segment)
+    cache.evicted = int(cache.row_evicted.max())
+
+
+def keep_sinks(cache: InfiniCache) -> None:
+    """Copy the first tokens' keys and values out of the window, when their segment is about to leave."""
+    sinks = cache.config.sinks
+    if sinks == 0:
+        return
+    if cache.uniform:
+        if cache.evicted == 0:
+            for state in cache.states:
+                state.sink_k = state.k.content[:, :, :sinks].clone()
+                state.sink_v = state.v.content[:, :, :sinks].clone()
+        return
+    assert cache.positions is not None and cache.row_evicted is not None
+    fresh = cache.row_evicted == 0
+    # Position i of a row stands in the only slot that holds i (slot 0 when the row is shorter: masked later).
+    where = torch.stack([(cache.positions == i).to(torch.int8).argmax(dim=1) for i in range(sinks)], dim=1)
+    for state in cache.states:
+        _keep_row_sinks(state, where, fresh)
+
+
+def turn_sinks(cache: InfiniCache, inv_freq: Tensor) -> None:
+    """Put the sinks into the front slots of every layer, turned so that they end right before the window."""
+    sinks = cache.config.sinks
+    key = cache.evicted if cache.row_evicted is None else tuple(cache.row_evicted.tolist())
+    if sinks == 0 or cache.evicted == 0 or cache.sinks_turned == key:
+        return
+    evicted = torch.tensor(cache.evicted, device=cache.device)
+    shift = evicted - sinks if cache.row_evicted is None else (cache.row_evicted - sinks).clamp(min=0)
+    cos, sin = rotary(shift.reshape(-1, 1, 1), inv_freq)  # [1 or B, 1, 1, D]
+    for state in cache.states:
+        assert state.sink_k is not None and state.sink_v is not None
+        state.k.set_front(rotate(state.sink_k.float(), cos, sin).to(state.sink_k.dtype))
+        state.v.set_front(state.sink_v)
+    cache.sinks_turned = key
+
+
+def _plan_ragged(
+    cache: InfiniCache,
+    attention_mask: Tensor | None,
+    length: int,
+    inv_freq: Tensor,
+    dtype: torch.dtype,
+    group: int,
+) -> SegmentPlan:
+    assert cache.row_seen is not None and cache.row_evicted is not None and cache.positions is not None
+    real = attention_mask if attention_mask is not None else _all_real(cache, length)
+    positions = torch.where(real, cache.row_seen[:, None] + real.cumsum(dim=1) - 1, -1)
+    cos, sin = rotary(positions.clamp(min=0)[:, None], inv_freq)
+    keys = torch.cat((cache.positions, positions), dim=1)
+    allowed = visible(positions, keys, cache.row_evicted)
+    use_front = cache.evicted > 0 and cache.config.sinks > 0
+    if use_front:
+        front = (cache.row_evicted > 0)[:, None, None] & real[:, :, None]
+        allowed = torch.cat((front.expand(-1, -1, cache.config.sinks), allowed), dim=2)
+    mask = _additive(allowed, group, dtype)
+    return SegmentPlan(positions, cos.to(dtype), sin.to(dtype), mask, real, use_front)
+
+
+def _additive(allowed: Tensor, group: int, dtype: torch.dtype) -> Tensor:
+    """Bool [B, T, N] to additive [B, 1, G * T, N]; a row that sees nothing (padding) gets zeros, so that its
+    output is finite. Nobody reads it."""
+    allowed = allowed | ~allowed.any(dim=-1, keepdim=True)
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    mask = mask.masked_fill_(~allowed, torch.finfo(dtype).min)
+    return mask.repeat(1, group, 1)[:, None]
+
+
+def _row_counts(cache: InfiniCache) -> tuple[Tensor, Tensor]:
+    if cache.row_seen is not None and cache.row_evicted is not None:
+        return cache.row_seen, cache.row_evicted
+    full = torch.ones(cache.batch_size, dtype=torch.int64, device=cache.device)
+    return full * cache.seen, full * cache.evicted
+
+
+def _all_real(cache: InfiniCache, length: int) -> Tensor:
+    return torch.ones(cache.batch_size, length, dtype=torch.bool, device=cache.device)
+
+
+def _keep_row_sinks(state: LayerState, where: Tensor, fresh: Tensor) -> None:
+    for slots, name in ((state.k, "sink_k"), (state.v, "sink_v")):
+        content = slots.content
+        index = where[:, None, :, None].expand(-1, content.shape[1], -1, content.shape[3])
+        gathered = content.gather(2, index)
+        old = getattr(state, name)
+        if old is not None:
+            gathered = torch.where(fresh[:, None, None, None], gathered, old)
+        setattr(state, name, gathered)
