@@ -191,7 +191,7 @@ def save_setting(paths: Paths, key: str, value: Value) -> None:
         os.replace(temporary, paths.settings)
     except OSError as error:
         raise DiskError(
-            f"{paths.settings} cannot be written ({error.strerror}). Next: check the folder's permissions and "
+            f"{paths.settings} cannot be written ({error.strerror}). Next: check its permissions and "
             "free space, or set INFINICHAT_HOME to a folder that can be written."
         ) from error
 

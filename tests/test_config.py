@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import stat
-from pathlib import Path
 
 import pytest
 
@@ -18,11 +17,6 @@ from infinichat.config import (
 )
 from infinichat.errors import ConfigError, DiskError
 from infinichat.paths import Paths
-
-
-@pytest.fixture
-def paths(tmp_path: Path) -> Paths:
-    return Paths(tmp_path / "data", tmp_path / "config", tmp_path / "cache", tmp_path / "state")
 
 
 def write(paths: Paths, text: str) -> None:
@@ -122,6 +116,7 @@ def test_a_value_that_cannot_be_used_is_not_saved(paths: Paths, key: str, value:
 
 
 def test_a_folder_that_cannot_be_made_is_a_sentence(paths: Paths) -> None:
+    paths.config.parent.mkdir()
     paths.config.write_text("a file")
     with pytest.raises(DiskError, match="cannot be written.*Next:"):
         save_setting(paths, "model", "m")

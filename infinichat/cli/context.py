@@ -1,0 +1,70 @@
+"""What every command gets: where things are, the settings, the streams, and how to open what it works on.
+
+The engine is made by ``engine_factory`` when there is one (tests pass a scripted engine) and by
+``open_session`` itself otherwise, which imports torch at that moment and not before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from infinichat.cli.console import Console
+from infinichat.config import Settings, load_settings
+from infinichat.paths import Paths
+from infinichat.protocols import Engine
+
+if TYPE_CHECKING:
+    from infinichat.session import ChatSession
+    from infinichat.store import Store
+
+EngineFactory = Callable[[str | None, Settings], Engine]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """One run of the command line."""
+
+    paths: Paths
+    console: Console
+    engine_factory: EngineFactory | None = None
+
+    def settings(self) -> Settings:
+        """The settings as they are now; raises ``ConfigError``.
+
+        Read on use, so that ``doctor`` can say what is wrong with them and ``locate`` works without them.
+        """
+        return load_settings(self.paths)
+
+    def open_store(self) -> Store:
+        """The sessions on disk; the caller closes it (it is a context manager)."""
+        from infinichat.store import Store
+
+        return Store.open(self.paths)
+
+    def load_engine(self, model: str | None) -> Engine:
+        """The engine for a checkpoint's name or path; ``None`` is the one in the settings."""
+        settings = self.settings()
+        if self.engine_factory:
+            return self.engine_factory(model, settings)
+        from infinichat.engine.load import load_engine
+
+        return load_engine(model or settings.model, settings)
+
+    def open_session(
+        self,
+        name: str | None = None,
+        *,
+        model: str | None = None,
+        new: bool = False,
+        system: str | None = None,
+    ) -> ChatSession:
+        """A session with its engine loaded; the caller closes it (it is a context manager)."""
+        from infinichat.session import open_session
+
+        settings = self.settings()
+        engine = self.engine_factory(model, settings) if self.engine_factory else None
+        return open_session(
+            name, model=model, new=new, system=system, engine=engine, paths=self.paths, settings=settings
+        )
