@@ -1,0 +1,191 @@
+"""The part of the store's face that is about words: messages, the answer as it streams, feeds, search."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+
+from infinichat.errors import UsageError
+from infinichat.messages import FinishReason, Message, Role
+from infinichat.store import answers, search, sessions, transcripts
+from infinichat.store.base import StoreBase
+from infinichat.store.records import Draft, Feed, SearchHit
+
+
+class MessageStore(StoreBase):
+    """Messages and what was fed for them: each method is one transaction."""
+
+    def append(
+        self,
+        session_id: str,
+        *,
+        role: Role,
+        content: str,
+        reason: FinishReason,
+        chain: str,
+        title: str | None = None,
+        model: str | None = None,
+    ) -> Message:
+        """Put a message below the tip and make it the tip. It is on disk when this returns.
+
+        The same content at the same place is the same message: its ``reason`` is updated, nothing is added.
+        """
+        with self._session_write(session_id) as (connection, key):
+            new = self._append(connection, key, role, content, reason, chain, title, model)
+            return transcripts.message(connection, new)
+
+    def message(self, message_id: str) -> Message:
+        """Raises ``UsageError`` when there is none with this id."""
+        with self._database.read() as connection:
+            return transcripts.message(connection, transcripts.message_key(connection, message_id))
+
+    def set_reason(self, message_id: str, reason: FinishReason) -> Message:
+        """Say how a message came to an end: a document that was stopped has been read to its end now."""
+        transcripts.check_reason(reason)
+        with self._database.write() as connection:
+            key = transcripts.message_key(connection, message_id)
+            connection.execute("UPDATE messages SET reason = ? WHERE key = ?", (reason, key))
+            return transcripts.message(connection, key)
+
+    def path(self, session_id: str, *, limit: int | None = None, before: str | None = None) -> list[Message]:
+        """The transcript, first message first; with ``limit`` its newest messages only, with ``before`` those
+        before that message (of this session, on the selected branch or another)."""
+        with self._session_read(session_id) as (connection, key):
+            if before is None:
+                start: int | None = connection.execute(
+                    "SELECT tip FROM sessions WHERE key = ?", (key,)
+                ).fetchone()[0]
+            else:
+                below = transcripts.message_key(connection, before, session=key)
+                start = transcripts.parent_key(connection, below)
+            return transcripts.path(connection, start, limit=limit)
+
+    def path_length(self, session_id: str) -> int:
+        with self._session_read(session_id) as (connection, key):
+            return sessions.by_key(connection, key).messages
+
+    def siblings(self, message_id: str, session_id: str) -> list[str]:
+        """Ids of the messages of this session with the same parent and role, itself included, oldest
+        first."""
+        with self._session_read(session_id) as (connection, key):
+            message = transcripts.message_key(connection, message_id, session=key)
+            return transcripts.siblings(connection, key, message)
+
+    def newest_descendant(self, message_id: str, session_id: str) -> str:
+        """Id of the end of the branch through this message that was written last (perhaps the message
+        itself)."""
+        with self._session_read(session_id) as (connection, key):
+            message = transcripts.message_key(connection, message_id, session=key)
+            return transcripts.message(connection, transcripts.newest_descendant(connection, key, message)).id
+
+    # -- the answer as it streams --
+
+    def write_draft(
+        self,
+        session_id: str,
+        *,
+        parent: str | None,
+        content: str,
+        ids: Sequence[int],
+        prompt_ids: Sequence[int],
+        model: str,
+        fingerprint: str,
+    ) -> None:
+        """Keep the answer so far; a session has one draft, and the next call overwrites it."""
+        with self._session_write(session_id) as (connection, key):
+            answers.write_draft(
+                connection,
+                key,
+                parent=None if parent is None else transcripts.message_key(connection, parent, session=key),
+                content=content,
+                ids=ids,
+                prompt_ids=prompt_ids,
+                model=model,
+                fingerprint=fingerprint,
+            )
+
+    def draft(self, session_id: str) -> Draft | None:
+        """The answer that was streaming when its process died, or streams now."""
+        with self._session_read(session_id) as (connection, key):
+            return answers.draft(connection, key)
+
+    def clear_draft(self, session_id: str) -> None:
+        with self._session_write(session_id) as (connection, key):
+            answers.clear_draft(connection, key)
+
+    def commit_answer(
+        self,
+        session_id: str,
+        *,
+        content: str,
+        reason: FinishReason,
+        chain: str,
+        model: str,
+        feeds: Sequence[Feed],
+        fingerprint: str | None = None,
+    ) -> Message:
+        """The answer below the tip, what was fed for it, the draft gone, the tip moved: one transaction.
+
+        ``fingerprint`` is the model's that the feeds are for; ``None`` takes it from the draft. Raises
+        ``UsageError`` when there are feeds and neither says it.
+        """
+        with self._session_write(session_id) as (connection, key):
+            draft = answers.draft(connection, key)
+            fingerprint = fingerprint or (draft.fingerprint if draft else None)
+            if feeds and fingerprint is None:
+                raise UsageError(
+                    "The feeds of an answer need the model's fingerprint, and there is no draft that has it."
+                )
+            new = self._append(connection, key, "assistant", content, reason, chain, None, model)
+            if fingerprint is not None:
+                answers.write_feeds(connection, new, fingerprint, feeds)
+            answers.clear_draft(connection, key)
+            return transcripts.message(connection, new)
+
+    # -- feeds --
+
+    def write_feeds(self, message_id: str, fingerprint: str, feeds: Sequence[Feed]) -> None:
+        """Keep what was fed for this message under this model; replaces what was kept before."""
+        with self._database.write() as connection:
+            answers.write_feeds(
+                connection, transcripts.message_key(connection, message_id), fingerprint, feeds
+            )
+
+    def feeds(self, message_id: str, fingerprint: str) -> list[Feed] | None:
+        """What was fed for this message under this model, or ``None`` when it never was."""
+        with self._database.read() as connection:
+            return answers.feeds(connection, transcripts.message_key(connection, message_id), fingerprint)
+
+    # -- search --
+
+    def search(self, query: str, *, session_id: str | None = None, limit: int = 50) -> list[SearchHit]:
+        """Messages that hold all the words (the last one may be a beginning), newest first. Any string is
+        safe."""
+        with self._database.read() as connection:
+            return search.search(connection, query, session_id=session_id, limit=limit)
+
+    def _append(
+        self,
+        connection: sqlite3.Connection,
+        key: int,
+        role: Role,
+        content: str,
+        reason: FinishReason,
+        chain: str,
+        title: str | None,
+        model: str | None,
+    ) -> int:
+        tip: int | None = connection.execute("SELECT tip FROM sessions WHERE key = ?", (key,)).fetchone()[0]
+        new = transcripts.add_message(
+            connection,
+            parent=tip,
+            role=role,
+            content=content,
+            reason=reason,
+            chain=chain,
+            title=title,
+            model=model,
+        )
+        transcripts.join(connection, key, new)
+        transcripts.move_tip(connection, key, new)
+        return new
