@@ -12,7 +12,7 @@ PYTEST_ARGS ?=
 .PHONY: run test check format coverage clean
 
 run: $(VENV)/.installed
-	@$(BIN)/infinichat models pull --if-missing
+	@$(BIN)/infinichat models pull
 	@$(BIN)/infinichat
 
 test: $(VENV)/.installed-dev

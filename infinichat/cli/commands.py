@@ -39,6 +39,7 @@ COMMANDS = (
     Command("ask", "infinichat.cli.ask", "one question, the answer on stdout", model=True),
     Command("read", "infinichat.cli.read", "stream documents into a session's memory", model=True),
     Command("sessions", "infinichat.cli.sessions", "list, show, search, rename, delete, export, branch"),
+    Command("models", "infinichat.cli.models", "list, pull, info, use, remove, verify checkpoints"),
     Command("memory", "infinichat.cli.memory", "what a session's memory holds", model=True),
     Command("doctor", "infinichat.cli.doctor", "check this machine and say what to do next"),
     Command("locate", "infinichat.cli.locate", "where things are on disk"),

@@ -33,7 +33,7 @@ class Console:
         self.stdout = stdout or sys.stdout
         self.stderr = stderr or sys.stderr
         self._painted = 0  # columns of the progress line that is on the screen now
-        self._last_plain = 0.0
+        self._last_plain: float | None = None  # when the last plain progress line was printed
 
     def __repr__(self) -> str:
         return f"Console(interactive={self.interactive}, live={self.live})"
@@ -77,19 +77,21 @@ class Console:
     def fail(self, text: str) -> None:
         self.status(f"infinichat: {text}")
 
-    def progress(self, text: str, *, last: bool = False) -> None:
-        """Repaint the progress line; elsewhere print a line every ten seconds, and the last one."""
+    def progress(self, text: str) -> None:
+        """Repaint the progress line; elsewhere print a line for every ten seconds that the work takes."""
         if self.live:
             line = safe(text)[: max(20, _width(self.stderr) - 1)]
             blank = " " * max(0, self._painted - columns(line))
             self.stderr.write(f"\r{line}{blank}")
+            self.stderr.flush()
             self._painted = columns(line)
-        elif last or time.monotonic() - self._last_plain >= _PLAIN_INTERVAL:
-            self._last_plain = time.monotonic()
-            self.stderr.write(safe(text) + "\n")
-        self.stderr.flush()
-        if last:
-            self.end_progress()
+            return
+        now = time.monotonic()
+        if self._last_plain is None:
+            self._last_plain = now
+        elif now - self._last_plain >= _PLAIN_INTERVAL:
+            self.status(text)
+            self._last_plain = now
 
     def end_progress(self) -> None:
         """Leave the progress line on the screen and go to the next line."""
@@ -99,7 +101,8 @@ class Console:
             self.stderr.flush()
 
     def clear_progress(self) -> None:
-        """Take the progress line off the screen."""
+        """Take the progress line off the screen: the work is done."""
+        self._last_plain = None
         if self._painted:
             self.stderr.write("\r" + " " * self._painted + "\r")
             self.stderr.flush()

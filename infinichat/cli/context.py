@@ -59,12 +59,17 @@ class Context:
         model: str | None = None,
         new: bool = False,
         system: str | None = None,
+        engine: Engine | None = None,
     ) -> ChatSession:
-        """A session with its engine loaded; the caller closes it (it is a context manager)."""
+        """A session; the caller closes it (it is a context manager).
+
+        Without an engine one is loaded, and closed together with the session.
+        """
         from infinichat.session import open_session
 
         settings = self.settings()
-        engine = self.engine_factory(model, settings) if self.engine_factory else None
+        if engine is None and self.engine_factory:
+            engine = self.engine_factory(model, settings)
         return open_session(
             name, model=model, new=new, system=system, engine=engine, paths=self.paths, settings=settings
         )

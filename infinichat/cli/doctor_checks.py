@@ -25,7 +25,7 @@ _LOW_DISK = 500e6
 # What the default checkpoint and the app take while they run. Bytes.
 _LOW_MEMORY = 1.2e9
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "gguf", "numpy", "textual", "rich")
-_OWN_VARIABLES = {"INFINICHAT_HOME"}
+_OWN_VARIABLES = {"INFINICHAT_HOME", "INFINICHAT_BASE_WEIGHTS"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +142,31 @@ def check_database(context: Context) -> list[Finding]:
     return [Finding("database", "ok", f"{counted(count, 'session')} ({size(usage.transcript)}), {states}")]
 
 
+def check_models(context: Context) -> list[Finding]:
+    from infinichat.cli.models import registry_of, state_of
+
+    registry = registry_of(context)
+    found = []
+    for entry in registry.entries():
+        name = f"model {entry.name}"
+        problems = registry.verify(entry.name) if entry.installed or entry.problem else []
+        memory = "memory trained" if entry.trained else "memory not trained, it remembers the window only"
+        if problems:
+            step = f"infinichat models remove {entry.name}, then pull it again"
+            found += [Finding(name, "fault", problem, step) for problem in problems]
+        elif entry.default and not entry.installed:
+            found.append(Finding(name, "fault", "not fetched yet", f"infinichat models pull {entry.name}"))
+        else:
+            checked = ", every byte checked" if entry.installed else ""
+            found.append(Finding(name, "ok", f"{state_of(entry)}, {memory}{checked}"))
+    if not any(entry.default for entry in registry.entries()):
+        chosen = registry.default
+        found.append(
+            Finding("models", "fault", f"'{chosen}' is chosen and not here", "infinichat models list")
+        )
+    return found
+
+
 def check_terminal(context: Context) -> list[Finding]:
     if not context.console.interactive:
         return [Finding("terminal", "ok", "none (a pipe or a file); infinichat uses the plain chat here")]
@@ -164,5 +189,6 @@ CHECKS: tuple[tuple[str, Callable[[Context], list[Finding]]], ...] = (
     ("processor", check_processor),
     ("folders", check_folders),
     ("database", check_database),
+    ("models", check_models),
     ("terminal", check_terminal),
 )

@@ -28,9 +28,9 @@ def run_plain(args: argparse.Namespace, context: Context) -> int:
     person = console.stdin.isatty()
     if person:
         console.status("loading the model …")
-    name = args.session or (None if args.new else last_session(context))
-    session = context.open_session(name, model=args.model, new=name is None, system=args.system)
-    with PlainChat(context, session) as chat:
+    with PlainChat(context) as chat:
+        name = args.session or (None if args.new else last_session(context))
+        chat.open(name, model=args.model, system=args.system)
         if person:
             _greet(chat)
         return _loop(chat, messages(console, person=person), person=person)

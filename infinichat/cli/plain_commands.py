@@ -17,30 +17,39 @@ from infinichat.cli.console import Console
 from infinichat.cli.context import Context
 from infinichat.cli.documents import check, documents
 from infinichat.cli.memory import memory_text
+from infinichat.cli.read import read_one
 from infinichat.cli.sessions import format_for, sessions_table, transcript_entry, write_text
 from infinichat.cli.streaming import play
 from infinichat.cli.text import ago, one_line
-from infinichat.errors import UsageError
+from infinichat.errors import InfiniChatError, UsageError
 from infinichat.messages import StreamEvent
+from infinichat.protocols import Engine
 
 if TYPE_CHECKING:
     from infinichat.session import ChatSession
 
 
 class PlainChat:
-    """The session that is open, and what a command may change about the chat itself."""
+    """The session that is open, and the engine, which stays loaded from one session to the next."""
 
-    def __init__(self, context: Context, session: ChatSession) -> None:
+    def __init__(self, context: Context) -> None:
         self.context = context
-        self.session = session
         self.leaving = False
+        self._session: ChatSession | None = None
+        self._engine: Engine | None = None
+        self._asked: str | None = None  # the model's name or path that the engine was loaded for
 
     def __repr__(self) -> str:
-        return f"PlainChat({self.session.name!r})"
+        return f"PlainChat({self._session!r})"
 
     @property
     def console(self) -> Console:
         return self.context.console
+
+    @property
+    def session(self) -> ChatSession:
+        assert self._session is not None, "open() comes first"
+        return self._session
 
     def __enter__(self) -> Self:
         return self
@@ -48,7 +57,46 @@ class PlainChat:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.session.close()
+        if self._session is not None:
+            self._session.close()
+        if self._engine is not None:
+            self._engine.close()
+
+    def open(self, name: str | None, *, model: str | None = None, system: str | None = None) -> None:
+        """Open this session instead of the one that is open; ``None`` makes a new one.
+
+        The engine is loaded anew only when the session wants another model.
+        """
+        with self.context.open_store() as store:
+            record = store.find_session(name) if name else None
+        wanted = model or (record.model if record else self._asked) or self.context.settings().model
+        engine, asked = self._engine, self._asked
+        if engine is None or wanted not in {asked, engine.info.name}:
+            engine, asked = self.context.load_engine(wanted), wanted
+        try:
+            session = self.context.open_session(
+                name, model=model, new=name is None, system=system, engine=engine
+            )
+        except InfiniChatError:  # the session that is open stays open, with its engine
+            if engine is not self._engine:
+                engine.close()
+            raise
+        if self._session is not None:
+            self._session.close()
+        self._session = session
+        self._take(engine, asked)
+
+    def switch_model(self, model: str) -> bool:
+        """Stream the session into another model; returns whether Ctrl+C stopped that."""
+        engine = self.context.load_engine(model)
+        try:
+            return self.say(self.session.switch_model(engine))
+        finally:
+            # Stopped or failed, the session has stayed with the engine that it had.
+            if self.session.engine_info.fingerprint == engine.info.fingerprint:
+                self._take(engine, model)
+            else:
+                engine.close()
 
     def say(self, events: Iterator[StreamEvent]) -> bool:
         """Stream one answer; returns whether Ctrl+C stopped it."""
@@ -59,15 +107,10 @@ class PlainChat:
                 self.console.status(f"({finished.message.reason}; /continue goes on)")
         return interrupted
 
-    def switch_session(self, name: str | None) -> None:
-        """Close this session and open another one; ``None`` makes a new one."""
-        if name is not None:
-            with self.context.open_store() as store:
-                name = store.session(name).id
-        model = self.session.engine_info.name
-        self.session.close()
-        self.session = self.context.open_session(name, model=None if name else model, new=name is None)
-        self.console.status(f"session {self.session.name}, model {self.session.engine_info.name}")
+    def _take(self, engine: Engine, asked: str | None) -> None:
+        if self._engine is not None and self._engine is not engine:
+            self._engine.close()
+        self._engine, self._asked = engine, asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +153,18 @@ def _quit(chat: PlainChat, rest: str) -> bool:
 
 
 def _new(chat: PlainChat, rest: str) -> bool:
-    chat.switch_session(None)
+    chat.open(None)
     if rest:
         _rename(chat, rest)
     return False
 
 
 def _open(chat: PlainChat, rest: str) -> bool:
-    chat.switch_session(_needs(rest, "/open NAME"))
+    with chat.context.open_store() as store:
+        record = store.session(_needs(rest, "/open NAME"))
+    if record.id != chat.session.id:
+        chat.open(record.id)
+    chat.console.status(f"session {record.name}, model {chat.session.engine_info.name}")
     return False
 
 
@@ -151,10 +198,9 @@ def _read(chat: PlainChat, rest: str) -> bool:
         raise UsageError(f"'{rest}' has an open quotation mark. Next: /read \"a file.txt\"") from error
     check(files)
     for document in documents(files):
-        if chat.say(chat.session.read(document.title, document.text)):
+        if read_one(chat.session, document, chat.context, again=False)[1]:
             chat.console.status("stopped; the same command goes on from here")
             return True
-        chat.console.status(f"read {document.title}")
     return False
 
 
@@ -208,7 +254,7 @@ def _model(chat: PlainChat, rest: str) -> bool:
         info = chat.session.engine_info
         chat.console.line(f"{info.name}, {info.parameters:,} parameters, {info.dtype} on {info.device}")
         return False
-    return chat.say(chat.session.switch_model(chat.context.load_engine(rest)))
+    return chat.switch_model(rest)
 
 
 def _export(chat: PlainChat, rest: str) -> bool:

@@ -36,12 +36,8 @@ def run(args: argparse.Namespace, context: Context) -> int:
     rows: list[dict[str, object]] = []
     interrupted = False
     with context.open_session(args.session, model=args.model) as session:
-        known = set() if args.again else known_documents(session)
         for document in documents(args.files, encoding=args.encoding, stdin=stdin):
-            if (document.title, document.text) in known:
-                console.status(f"{document.title} is in this session already; --again reads it once more")
-                continue
-            row, interrupted = read_one(session, document, context)
+            row, interrupted = read_one(session, document, context, again=args.again)
             rows.append(row)
             if interrupted:
                 console.status("stopped; the same command goes on from here")
@@ -52,16 +48,12 @@ def run(args: argparse.Namespace, context: Context) -> int:
     return INTERRUPTED if interrupted else 0
 
 
-def known_documents(session: ChatSession) -> set[tuple[str | None, str]]:
-    """Title and text of every document that was read to its end on this branch."""
-    done = (m for m in session.messages() if m.role == "document" and m.reason == "complete")
-    return {(message.title, message.content) for message in done}
-
-
-def read_one(session: ChatSession, document: Document, context: Context) -> tuple[dict[str, object], bool]:
+def read_one(
+    session: ChatSession, document: Document, context: Context, *, again: bool
+) -> tuple[dict[str, object], bool]:
     """Read one document with progress; what it cost, and whether Ctrl+C stopped it."""
     started = time.monotonic()
-    events = session.read(document.title, document.text)
+    events = session.read(document.title, document.text, again=again)
     finished, interrupted = play(session, events, context.console)
     seconds = time.monotonic() - started
     tokens = finished.stats.tokens_in if finished else 0
@@ -72,7 +64,7 @@ def read_one(session: ChatSession, document: Document, context: Context) -> tupl
         "tokens_per_s": round(tokens / seconds, 1) if seconds else None,
         "reason": finished.message.reason if finished else "stopped",
     }
-    if finished and not interrupted:
+    if tokens and not interrupted:
         speed = tokens / max(seconds, 1e-9)
         context.console.status(
             f"read {document.title}: {tokens:,} tokens in {duration(seconds)} ({speed:,.0f} tokens/s)"

@@ -37,19 +37,20 @@ def test_progress_on_a_terminal_repaints_one_line_and_makes_room_for_text(
 
 
 def test_progress_in_a_log_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([100.0, 100.0, 101.0, 111.0, 111.0])
+    clock = iter([100.0, 109.0, 111.0, 112.0, 122.0])
     monkeypatch.setattr("infinichat.cli.console.time.monotonic", lambda: next(clock))
     log = console(terminal=False)
-    for percent in (1, 2, 3):
+    for percent in (1, 2, 3, 4, 5):
         log.progress(f"{percent} %")
-    assert written(log.stderr) == "1 %\n3 %\n"
+    assert written(log.stderr) == "3 %\n5 %\n"
 
 
 def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
     screen = console(terminal=True)
     screen.progress("1 %")
-    assert written(screen.stderr) == "1 %\n"
+    screen.status("done")
+    assert written(screen.stderr) == "done\n"
 
 
 def test_nothing_that_is_written_can_command_the_terminal() -> None:

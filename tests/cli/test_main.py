@@ -25,8 +25,13 @@ def run(*words: str, home: Path, stdin: str = "", **env: str) -> subprocess.Comp
     environment = {**os.environ, "INFINICHAT_HOME": str(home), "PYTHONPATH": str(ROOT), **env}
     return subprocess.run(
         [sys.executable, "-m", "infinichat", *words],
-        env=environment, input=stdin, capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
+        env=environment,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
