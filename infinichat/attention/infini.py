@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from infinichat.attention.memory import MemoryState, dpfp, elu1, read, read_normalised, unit
+from infinichat.attention.memory import MemoryState, dpfp, elu1, read, read_normalised, unit, wide
 
 KEY_GAIN = 8.0
 """Norm that a projected key or query has before its feature map. DPFP is homogeneous, so after ``unit`` this
@@ -23,15 +23,16 @@ only keeps float32 away from tiny products."""
 
 
 def mix(A_dot: Tensor, A_mem: Tensor, beta: Tensor, written: Tensor) -> Tensor:
-    """Eq. 10 per head: A_dot, A_mem [B, H, T, D], beta [H]; rows with ``written`` [B] = 0 return A_dot exactly."""
-    gate = torch.sigmoid(beta.float())[None, :, None, None]
-    mixed = (gate * A_mem.float() + (1 - gate) * A_dot.float()).to(A_dot.dtype)
+    """Eq. 10 per head: A_dot, A_mem [B, H, T, D], beta [H]. Rows with ``written`` [B] = 0 return A_dot
+    itself, bit for bit."""
+    gate = torch.sigmoid(wide(beta))[None, :, None, None]
+    mixed = (gate * wide(A_mem) + (1 - gate) * wide(A_dot)).to(A_dot.dtype)
     return torch.where((written > 0)[:, None, None, None], mixed, A_dot)
 
 
 def paper_attention(A_dot: Tensor, q: Tensor, beta: Tensor, state: MemoryState) -> Tensor:
     """Local attention and memory of the paper for queries q [B, H, T, D] that carry no position."""
-    return mix(A_dot, read_normalised(elu1(q.float()), state), beta, state.written)
+    return mix(A_dot, read_normalised(elu1(wide(q)), state), beta, state.written)
 
 
 def taps(x: Tensor, tail: Tensor, first: int, count: int) -> Tensor:
@@ -41,20 +42,47 @@ def taps(x: Tensor, tail: Tensor, first: int, count: int) -> Tensor:
     """
     joined = torch.cat((tail, x), dim=1)
     before, length = tail.shape[1], x.shape[1]
-    return torch.cat([joined[:, before - j : before - j + length] for j in range(first, first + count)], dim=-1)
+    starts = range(before - first, before - first - count, -1)
+    return torch.cat([joined[:, start : start + length] for start in starts], dim=-1)
+
+
+def ending(tail: Tensor, x: Tensor) -> Tensor:
+    """The tail after x [B, T, C], of the same length as ``tail``; never a view that keeps a long x alive."""
+    count = tail.shape[1]
+    return x[:, -count:].clone() if x.shape[1] >= count else torch.cat((tail, x), dim=1)[:, -count:]
+
+
+def ragged_taps(x: Tensor, tail: Tensor, real: Tensor, first: int, count: int) -> tuple[Tensor, Tensor]:
+    """``taps`` for rows with padding: x_{t-j} is the j-th token before t among the row's own, wherever
+    padding stands. ``real`` [B, T] is True at tokens. Returns the taps (at padding: anything finite) and the
+    next tail."""
+    joined = torch.cat((tail, x), dim=1)
+    kept = torch.cat((torch.ones_like(real[:, :1]).expand(-1, tail.shape[1]), real), dim=1)
+    order = torch.argsort(kept.to(torch.int8), dim=1, descending=True, stable=True)
+    packed = _pick(joined, order)  # each row's tokens in order, then its padding
+    rank = kept.cumsum(dim=1)[:, tail.shape[1] :] - 1  # place of each token in its packed row
+    around = [_pick(packed, (rank - j).clamp(min=0)) for j in range(first, first + count)]
+    last = kept.sum(dim=1, keepdim=True)
+    ending = _pick(packed, last + torch.arange(-tail.shape[1], 0, device=x.device))
+    return torch.cat(around, dim=-1), ending
+
+
+def _pick(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of x [B, N, C] at index [B, n]: [B, n, C]."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def recall_features(projected: Tensor, *, heads: int, order: int) -> Tensor:
-    """Keys or queries [B, T, H * D] as unit DPFP features [B, H, T, 2 * D * order], float32."""
+    """Keys or queries [B, T, H * D] as unit DPFP features [B, H, T, 2 * D * order], float32 or wider."""
     batch, length, width = projected.shape
-    split = projected.float().view(batch, length, heads, width // heads).transpose(1, 2)
+    split = wide(projected).view(batch, length, heads, width // heads).transpose(1, 2)
     return unit(dpfp(unit(split) * KEY_GAIN, order))
 
 
 def hard_gate(logits: Tensor) -> Tensor:
-    """b = 2 relu(sigmoid(x) - 1/2): exactly zero for x <= 0. A gate that only comes near zero writes a little of
-    everything, and a million tokens of a little erase what was told (0 % recall at a leak of 0.0013)."""
-    return 2 * F.relu(torch.sigmoid(logits.float()) - 0.5)
+    """b = 2 relu(sigmoid(x) - 1/2): exactly zero for x <= 0. A gate that only comes near zero writes a little
+    of everything, and a million tokens of a little erase what was told (0 % recall at a leak of 0.0013)."""
+    return 2 * F.relu(torch.sigmoid(wide(logits)) - 0.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +101,7 @@ def recall_read(features: Tensor, state: MemoryState, *, softness: Tensor) -> Re
     r = read(features, state)
     scale = r.shape[-1] ** 0.5
     norm_squared = r.square().sum(dim=-1, keepdim=True)
-    values = scale * r * torch.rsqrt(norm_squared + softness.float()[None, :, None, None].square())
+    values = scale * r * torch.rsqrt(norm_squared + wide(softness)[None, :, None, None].square())
     confidence = (norm_squared.clamp(min=1e-12).sqrt() / scale).clamp(max=1.0)
     batch, heads, length, dim = r.shape
     return RecallRead(

@@ -12,8 +12,8 @@ and the per-token delta rule (arXiv 2102.11174) with write strengths b in [0, 1]
 
 computed for many tokens at once: with A = tril(diag(b) K K^T, -1), U = (I + A)^-1 diag(b) (V - K M) and
 M <- M + K^T U give exactly the M of going token by token. Writing the same pair again changes nothing; a new
-value for an old key replaces it. M and z are float32 whatever the weights are: bfloat16 sums are 28 % wrong
-after a million tokens, float16 overflows at 57 thousand.
+value for an old key replaces it. M and z are float32 whatever the weights are (float64 under float64 weights,
+for tests): bfloat16 sums are 28 % wrong after a million tokens, float16 overflows at 57 thousand.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ SOLVE_TOKENS = 128
 
 @dataclass(frozen=True, slots=True)
 class MemoryState:
-    """The memory of one layer: ``M`` [B, H, F, D] and ``z`` [B, H, F] (None for the per-token delta rule), both
-    float32, and ``written`` [B] int64, the tokens that were really written. A value: updates return a new one."""
+    """The memory of one layer: ``M`` [B, H, F, D] and ``z`` [B, H, F] (None for the per-token delta rule),
+    and ``written`` [B] int64, the tokens that were really written. A value: updates return a new one."""
 
     M: Tensor
     z: Tensor | None
@@ -55,7 +55,7 @@ class MemoryState:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> MemoryState:
-        """A memory that holds nothing. ``normalised`` says whether there is a z; ``dtype`` is for references."""
+        """A memory that holds nothing. ``normalised`` says whether there is a z."""
         M = torch.zeros(batch, heads, features, value_dim, dtype=dtype, device=device)
         z = torch.zeros(batch, heads, features, dtype=dtype, device=device) if normalised else None
         return cls(M, z, torch.zeros(batch, dtype=torch.int64, device=device))
@@ -73,6 +73,11 @@ class MemoryState:
         return self.M.nbytes + (0 if self.z is None else self.z.nbytes) + self.written.nbytes
 
 
+def wide(x: Tensor) -> Tensor:
+    """x in float32, or unchanged when it is float64: the precision that memories are computed in."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def elu1(x: Tensor) -> Tensor:
     """sigma(x) = ELU(x) + 1, the paper's feature map: positive, same width."""
     return F.elu(x) + 1
@@ -80,34 +85,39 @@ def elu1(x: Tensor) -> Tensor:
 
 def unit(x: Tensor) -> Tensor:
     """x over its L2 norm along the last dimension; a zero vector stays zero."""
-    return x / x.norm(dim=-1, keepdim=True).clamp(min=EPS)
+    norm: Tensor = x.norm(dim=-1, keepdim=True)
+    return x / norm.clamp(min=EPS)
 
 
 def dpfp(x: Tensor, order: int) -> Tensor:
-    """Deterministic parameter-free projection (arXiv 2102.11174, eq. 36): [..., D] -> [..., 2 * D * order].
+    """Deterministic parameter-free projection (arXiv 2102.11174, sec. 5.3): [..., D] -> [..., 2 * D * order].
 
-    With r = relu([x, -x]): products of r with itself rolled by 1..order. Sparse and nearly orthogonal, which is
-    what lets one head hold hundreds of pairs.
+    With r = relu([x, -x]): products of r with itself rolled by 1..order. Sparse and nearly orthogonal, which
+    is what lets one head hold hundreds of pairs.
     """
     r = F.relu(torch.cat((x, -x), dim=-1))
     return torch.cat([r * r.roll(shift, dims=-1) for shift in range(1, order + 1)], dim=-1)
 
 
 def read_normalised(features: Tensor, state: MemoryState) -> Tensor:
-    """Eq. 7. features = sigma(Q) [B, H, T, F]; H may be a multiple of the state's heads (GQA). [B, H, T, D]."""
+    """Eq. 7. features = sigma(Q) [B, H, T, F]; H may be a multiple of the state's heads: query head h reads
+    the memory of key-value head h // group (GQA). [B, H, T, D]."""
     if state.z is None:
         raise ValueError("read_normalised needs a memory with z; this one has none (per-token delta rule)")
-    M, z = _grouped(state.M, features.shape[1]), _grouped(state.z, features.shape[1])
-    features = features.to(M.dtype)
-    denominator = torch.einsum("bhtf,bhf->bht", features, z)
-    return (features @ M) / denominator.clamp(min=EPS)[..., None]
+    batch, heads, length, width = features.shape
+    memory_heads = state.M.shape[1]
+    # A group's queries beside each other, so that M is never repeated.
+    grouped = features.to(state.M.dtype).reshape(batch, memory_heads, heads // memory_heads * length, width)
+    out = (grouped @ state.M) / (grouped @ state.z[..., None]).clamp(min=EPS)
+    return out.view(batch, heads, length, -1)
 
 
 def write_normalised(
     state: MemoryState, features: Tensor, values: Tensor, *, rule: UpdateRule, mask: Tensor | None = None
 ) -> MemoryState:
-    """Eq. 8 or 9 for one segment. features = sigma(K) [B, H, S, F], values [B, H, S, D], mask [B, S] True where
-    the token is written (padding is not). The retrieval inside the delta rule sees the memory from before."""
+    """Eq. 8 or 9 for one segment. features = sigma(K) [B, H, S, F], values [B, H, S, D], mask [B, S] True
+    where the token is written (padding is not). The retrieval inside the delta rule sees the memory from
+    before."""
     if state.z is None:
         raise ValueError("write_normalised needs a memory with z; this one has none (per-token delta rule)")
     features, values = features.to(state.M.dtype), values.to(state.M.dtype)
@@ -144,15 +154,9 @@ def write_delta(state: MemoryState, keys: Tensor, values: Tensor, strength: Tens
 
 
 def gather_written(strength: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices [B, n] of the tokens with strength > 0, in order, and their strengths [B, n]; rows with fewer are
-    filled up with tokens of strength zero. n is the largest count in the batch (0 is possible)."""
+    """Indices [B, n] of the tokens with strength > 0, in order, and their strengths [B, n]; rows with fewer
+    are filled up with tokens of strength zero. n is the largest count in the batch (0 is possible)."""
     chosen = strength > 0
     n = int(chosen.sum(dim=-1).max()) if strength.numel() else 0
     order = torch.argsort(chosen.to(torch.int8), dim=-1, descending=True, stable=True)[:, :n]
     return order, torch.gather(strength, 1, order)
-
-
-def _grouped(tensor: Tensor, heads: int) -> Tensor:
-    """Repeat key-value heads [B, Hkv, ...] so that query head h reads head h // group: [B, heads, ...]."""
-    group = heads // tensor.shape[1]
-    return tensor if group == 1 else tensor.repeat_interleave(group, dim=1)

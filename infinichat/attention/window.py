@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from infinichat.attention.memory import wide
+
 
 def evicted_before(position: int, *, window: int, segment: int) -> int:
     """E(p): how many tokens have left the window before the token at ``position`` is processed."""
@@ -49,10 +51,15 @@ def inverse_frequencies(head_dim: int, theta: float) -> Tensor:
     return theta**-exponent
 
 
-def rotary(positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines for int64 ``positions`` [...], as float32 [..., head_dim]; angles in float64."""
-    angles = positions.to(torch.float64)[..., None] * inv_freq.to(positions.device)
-    cos, sin = angles.cos().to(torch.float32), angles.sin().to(torch.float32)
+def rotary(positions: Tensor, inv_freq: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Cosines and sines for int64 ``positions`` [...], in ``dtype`` [..., head_dim], on the positions'
+    device.
+
+    Angles are float64, worked out where ``inv_freq`` (float64) is: keep that on the CPU for devices without
+    float64.
+    """
+    angles = positions.to(inv_freq.device).to(torch.float64)[..., None] * inv_freq
+    cos, sin = (table.to(dtype).to(positions.device) for table in (angles.cos(), angles.sin()))
     return torch.cat((cos, cos), dim=-1), torch.cat((sin, sin), dim=-1)
 
 
@@ -79,25 +86,21 @@ def local_attention(
     *,
     scale: float,
     mask: Tensor | None,
-    soft_cap: float | None = None,
 ) -> Tensor:
     """Exact attention of q [B, H, T, D] over k, v [B, Hkv, N, D]; returns [B, H, T, D].
 
     ``mask`` is additive, in q's type, [1 or B, 1, G * T, N] with G = H / Hkv (a group's queries beside each
-    other, so that keys and values are never repeated), or None when every query sees every key. ``soft_cap``
-    bounds the scores as Gemma 2 does.
+    other, so that keys and values are never repeated), or None when every query sees every key.
     """
     batch, heads, length, dim = q.shape
     kv_heads = k.shape[1]
     grouped = q.reshape(batch, kv_heads, heads // kv_heads * length, dim)
-    if length == 1 or soft_cap is not None:
+    if length == 1:
         # Two matrix products beat the fused kernel at one query on CPU.
         scores = torch.matmul(grouped, k.transpose(-1, -2)) * scale
-        if soft_cap is not None:
-            scores = soft_cap * torch.tanh(scores / soft_cap)
         if mask is not None:
             scores = scores + mask
-        out = torch.matmul(torch.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype), v)
+        out = torch.matmul(torch.softmax(wide(scores), dim=-1).to(v.dtype), v)
     else:
         out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, scale=scale)
     return out.reshape(batch, heads, length, dim)

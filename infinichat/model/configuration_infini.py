@@ -13,18 +13,40 @@ from transformers import PretrainedConfig
 from infinichat.errors import ConfigError
 
 MemoryKind = Literal["recall", "linear", "delta"]
+MAX_GATE_TAPS = 5
+"""The present state and the four before it that a layer keeps for its convolutions."""
+
 MEMORY_KINDS: tuple[MemoryKind, ...] = ("recall", "linear", "delta")
 
 
-class InfiniConfig(PretrainedConfig):
+STATE_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "head_dim",
+    "window",
+    "segment",
+    "sinks",
+    "memory",
+    "memory_layers",
+    "memory_trained",
+    "memory_key_dim",
+    "memory_order",
+    "infini_rope",
+)
+"""What decides the form of a state: models that differ in one of these cannot exchange states."""
+
+
+class InfiniConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # its __init_subclass__
     """Configuration of ``InfiniForCausalLM``.
 
-    The first group has the names and meanings of transformers' Llama. ``window`` and ``segment`` are in tokens
-    (``infinichat.attention.window``): ``window == segment`` is the paper's hard segmentation, ``window >
-    segment`` the streaming window. ``sinks`` first tokens stay attended for ever and are never written.
+    The first group has the names and meanings of transformers' Llama. ``window`` and ``segment`` are in
+    tokens (``infinichat.attention.window``): ``window == segment`` is the paper's hard segmentation, ``window
+    > segment`` the streaming window. ``sinks`` first tokens stay attended for ever and are never written.
     ``memory`` is "recall" (own projections, DPFP, write gate, per-token delta) or the paper's "linear" or
-    "delta"; ``memory_layers`` are the layers that have one. ``memory_trained`` False keeps every memory closed:
-    the model is then exactly its base with a sliding window.
+    "delta"; ``memory_layers`` are the layers that have one. ``memory_trained`` False keeps every memory
+    closed: the model is then exactly its base with a sliding window.
 
     Raises ``ConfigError`` for values that cannot work together.
     """
@@ -74,8 +96,9 @@ class InfiniConfig(PretrainedConfig):
         self.head_dim = head_dim or hidden_size // num_attention_heads
         self.hidden_act = hidden_act
         self.rms_norm_eps = rms_norm_eps
-        # Not rope_parameters: transformers rewrites that on load, and the angles here are computed in float64.
-        self.infini_rope = {"theta": float(rope_theta), "scaling": rope_scaling}
+        # Not rope_parameters: transformers rewrites that on load, and the angles here are computed in
+        # float64.
+        self.infini_rope: dict[str, Any] = {"theta": float(rope_theta), "scaling": rope_scaling}
         self.max_position_embeddings = max_position_embeddings
         self.attention_bias = attention_bias
         self.mlp_bias = mlp_bias
@@ -96,7 +119,8 @@ class InfiniConfig(PretrainedConfig):
         stored_rope = kwargs.pop("infini_rope", None)
         if stored_rope is not None:
             self.infini_rope = dict(stored_rope)
-        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+        # Passed on rather than set: transformers ties the weights by it.
+        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)  # type: ignore[call-arg]
         self._check()
 
     @property
@@ -114,15 +138,33 @@ class InfiniConfig(PretrainedConfig):
         """Width of a recall key after DPFP, or of the paper's features."""
         return 2 * self.memory_key_dim * self.memory_order if self.memory == "recall" else self.head_dim
 
+    def differs_in_state(self, other: InfiniConfig) -> str | None:
+        """The first field in which states of the two differ, None when they can be exchanged."""
+        return next((f for f in STATE_FIELDS if getattr(self, f) != getattr(other, f)), None)
+
     def _check(self) -> None:
+        for name in ("window", "segment", "sinks", "memory_key_dim", "memory_order", "memory_gate_taps"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ConfigError(f"{name} is {value!r}; it must be a whole number.")
+        if self.memory_key_dim < 1 or self.memory_order < 1:
+            raise ConfigError(
+                f"memory_key_dim is {self.memory_key_dim} and memory_order {self.memory_order}; both must be "
+                "at least 1."
+            )
+        if not 1 <= self.memory_gate_taps <= MAX_GATE_TAPS:
+            raise ConfigError(
+                f"memory_gate_taps is {self.memory_gate_taps}; it must be 1 to {MAX_GATE_TAPS}, the states "
+                "that a layer keeps."
+            )
         if self.segment < 1 or self.window < 1:
             raise ConfigError(
                 f"window is {self.window} and segment {self.segment}; both must be at least 1 token."
             )
         if self.segment > self.window:
             raise ConfigError(
-                f"segment is {self.segment} and window {self.window}; a segment leaves the window whole, so it "
-                "cannot be longer. Lower segment or raise window."
+                f"segment is {self.segment} and window {self.window}; a segment leaves the window whole, so "
+                "it cannot be longer. Lower segment or raise window."
             )
         if not 0 <= self.sinks <= self.segment:
             raise ConfigError(f"sinks is {self.sinks}; it must be 0 to segment ({self.segment}).")
@@ -130,8 +172,8 @@ class InfiniConfig(PretrainedConfig):
             raise ConfigError(f"memory is {self.memory!r}; valid are {', '.join(MEMORY_KINDS)}.")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
-                f"{self.num_attention_heads} attention heads cannot share {self.num_key_value_heads} key-value "
-                "heads evenly; the first must be a multiple of the second."
+                f"{self.num_attention_heads} attention heads cannot share {self.num_key_value_heads} "
+                "key-value heads evenly; the first must be a multiple of the second."
             )
         if self.head_dim % 2:
             raise ConfigError(f"head_dim is {self.head_dim}; rotary embeddings need an even number.")

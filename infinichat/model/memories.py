@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infinichat.attention.infini import (
+    ending,
     hard_gate,
     paper_attention,
+    ragged_taps,
     recall_features,
     recall_read,
     taps,
@@ -29,11 +31,12 @@ from infinichat.attention.memory import (
     UpdateRule,
     elu1,
     gather_written,
+    wide,
     write_delta,
     write_normalised,
 )
-from infinichat.model.cache import RECALL_TAPS, LayerState
 from infinichat.model.configuration_infini import InfiniConfig
+from infinichat.model.layer_state import RECALL_TAPS, LayerState
 
 
 class PaperMemory(nn.Module):
@@ -52,18 +55,19 @@ class PaperMemory(nn.Module):
         return paper_attention(A_dot, q, self.beta, state)
 
     def commit(self, state: LayerState, count: int, write: Tensor | None) -> MemoryState:
-        """Write the window's oldest ``count`` slots as one segment; ``write`` [B, count] True where wanted."""
-        assert state.memory is not None and state.memory_k is not None
-        keys = elu1(state.memory_k.content[:, :, :count].float())
+        """Write the window's oldest ``count`` slots as one segment; ``write`` [B, count]: which of them."""
+        assert state.memory is not None
+        assert state.memory_k is not None
+        keys = elu1(wide(state.memory_k.content[:, :, :count]))
         values = state.v.content[:, :, :count]
         return write_normalised(state.memory, keys, values, rule=self.rule, mask=write)
 
 
 class RecallMemory(nn.Module):
     """The recall memory's parameters. With C = hidden size, H heads, Dk key width: ``k_taps`` and ``q_taps``
-    [H * Dk, 4 * C], ``gate_taps`` [3, C] and ``gate_bias`` (write gate), ``out`` [C, C] (starts as identity),
-    ``alpha`` (starts at 0: closed), ``softness`` [H], ``confidence`` [C, H] and ``found_bias`` [C], ``read_gate``
-    [C], ``read_confidence`` [H] and ``read_bias`` (token gate)."""
+    [H * Dk, 4 * C], ``gate_taps`` [3, C] by default and ``gate_bias`` (write gate), ``out`` [C, C] (starts as
+    identity), ``alpha`` (starts at 0: closed), ``softness`` [H], ``confidence`` [C, H] and ``found_bias``
+    [C], ``read_gate`` [C], ``read_confidence`` [H] and ``read_bias`` (token gate)."""
 
     def __init__(self, config: InfiniConfig) -> None:
         super().__init__()
@@ -86,14 +90,13 @@ class RecallMemory(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """The untrained start: reads change nothing (alpha, confidence, found_bias are 0), gradients exist."""
+        """The untrained start: a read adds 0 (alpha, confidence, found_bias), and gradients exist."""
         hidden = self.out.shape[0]
         for projection in (self.k_taps, self.q_taps):
             nn.init.normal_(projection, std=projection.shape[1] ** -0.5)
-        for zero in (self.gate_taps, self.alpha, self.confidence, self.found_bias):
-            zero.zero_()
-        for zero in (self.read_gate, self.read_confidence):
-            zero.zero_()
+        closed = (self.alpha, self.confidence, self.found_bias)
+        for parameter in (*closed, self.gate_taps, self.read_gate, self.read_confidence):
+            parameter.zero_()
         self.gate_bias.fill_(0.1)
         self.out.copy_(torch.eye(hidden))
         self.softness.fill_(0.5)
@@ -101,42 +104,50 @@ class RecallMemory(nn.Module):
 
     def forward(self, h: Tensor, x: Tensor, state: LayerState, real: Tensor | None) -> Tensor:
         """h [B, T, C] with the read added; x [B, T, C] is the layer's normed input. Also keeps, in ``state``,
-        what these T tokens will be written with when they leave the window. ``real`` [B, T] False at padding."""
-        assert state.memory is not None and state.memory_k is not None and state.tail is not None
+        what these T tokens will be written with when they leave the window. ``real`` [B, T] False at
+        padding."""
+        assert state.memory is not None
+        assert state.memory_k is not None
         assert state.strength is not None
-        x = x.float()
-        if real is not None:
-            x = x * real[..., None]
-        around = taps(x, state.tail, 0, RECALL_TAPS + 1)  # [B, T, 5 C]: x_t, x_{t-1} .. x_{t-4}
+        assert state.tail is not None
+        x = wide(x)
+        if real is None:
+            around = taps(x, state.tail, 0, RECALL_TAPS + 1)  # [B, T, 5 C]: x_t, x_{t-1} .. x_{t-4}
+            state.tail = ending(state.tail, x)
+            strength = self.write_strength(around)
+        else:
+            around, state.tail = ragged_taps(x, state.tail, real, 0, RECALL_TAPS + 1)
+            strength = self.write_strength(around) * real
         hidden = x.shape[-1]
-        strength = self.write_strength(around)
-        state.strength.append(strength if real is None else strength * real)
-        state.memory_k.append(F.linear(around[..., hidden:], self.k_taps.float()))
-        state.tail = torch.cat((state.tail, x), dim=1)[:, -RECALL_TAPS:]
-        queries = F.linear(around[..., : RECALL_TAPS * hidden], self.q_taps.float())
+        state.strength.append(strength)
+        state.memory_k.append(F.linear(around[..., hidden:], self.k_taps.to(x.dtype)))
+        queries = F.linear(around[..., : RECALL_TAPS * hidden], self.q_taps.to(x.dtype))
         added = self.read(queries, x, state.memory)
         return h + (added * (state.memory.written > 0)[:, None, None]).to(h.dtype)
 
     def write_strength(self, around: Tensor) -> Tensor:
         """b [B, T] in [0, 1] from x_t, x_{t-1} .. beside each other [B, T, >= gate taps * C]."""
-        flat = self.gate_taps.float().reshape(-1)
-        return hard_gate(around[..., : flat.shape[0]] @ flat + self.gate_bias.float())
+        flat = self.gate_taps.to(around.dtype).reshape(-1)
+        return hard_gate(around[..., : flat.shape[0]] @ flat + self.gate_bias.to(around.dtype))
 
     def read(self, queries: Tensor, x: Tensor, memory: MemoryState) -> Tensor:
-        """What to add to the residual [B, T, C], float32, for projected queries [B, T, H * Dk]."""
+        """What to add to the residual [B, T, C], in x's type, for projected queries [B, T, H * Dk]."""
+        dtype = x.dtype
         features = recall_features(queries, heads=self.heads, order=self.order)
         got = recall_read(features, memory, softness=self.softness)
         gate = torch.sigmoid(
-            x @ self.read_gate.float() + got.confidence @ self.read_confidence.float() + self.read_bias.float()
+            x @ self.read_gate.to(dtype)
+            + got.confidence @ self.read_confidence.to(dtype)
+            + self.read_bias.to(dtype)
         )
-        values = self.alpha.float() * F.linear(got.values, self.out.float())
-        found = F.linear(got.confidence, self.confidence.float()) + self.found_bias.float()
+        values = self.alpha.to(dtype) * F.linear(got.values, self.out.to(dtype))
+        found = F.linear(got.confidence, self.confidence.to(dtype)) + self.found_bias.to(dtype)
         return gate[..., None] * (values + found)
 
     def values(self, embeddings: Tensor) -> Tensor:
-        """Token embeddings [B, T, C] as stored values [B, H, T, D]: unit root mean square, split over heads."""
+        """Token embeddings [B, T, C] as stored values [B, H, T, D]: unit rms, split over heads."""
         batch, length, hidden = embeddings.shape
-        embeddings = embeddings.float()
+        embeddings = wide(embeddings)
         unit_rms = embeddings * torch.rsqrt(embeddings.square().mean(dim=-1, keepdim=True) + EPS)
         return unit_rms.view(batch, length, self.heads, hidden // self.heads).transpose(1, 2)
 
@@ -145,7 +156,9 @@ class RecallMemory(nn.Module):
     ) -> MemoryState:
         """Write the window's oldest ``count`` slots, whose tokens are ``ids`` [B, count], with the per-token
         delta rule. Only tokens of non-zero strength are touched, so a segment of chatter costs nothing."""
-        assert state.memory is not None and state.memory_k is not None and state.strength is not None
+        assert state.memory is not None
+        assert state.memory_k is not None
+        assert state.strength is not None
         strength = state.strength.content[:, :count]
         if write is not None:
             strength = strength * write

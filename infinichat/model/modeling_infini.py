@@ -21,16 +21,19 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from infinichat.attention.memory import wide
 from infinichat.attention.window import inverse_frequencies, local_attention, rotate
 from infinichat.errors import ConfigError, StateError
-from infinichat.model.cache import InfiniCache, LayerState
+from infinichat.model.cache import InfiniCache
 from infinichat.model.configuration_infini import InfiniConfig
+from infinichat.model.layer_state import LayerState
 from infinichat.model.memories import PaperMemory, RecallMemory
 from infinichat.model.rope import scaled_frequencies
 from infinichat.model.segments import (
     SegmentPlan,
     advance,
     drop_left,
+    keep_last_hidden,
     keep_sinks,
     leaving,
     make_ragged,
@@ -41,7 +44,7 @@ from infinichat.model.segments import (
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, computed in float32 as Llama does."""
+    """x / rms(x) * weight, computed in float32 or wider as Llama does."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -49,9 +52,9 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
+        precise = wide(x)
+        precise = precise * torch.rsqrt(precise.square().mean(dim=-1, keepdim=True) + self.eps)
+        return self.weight * precise.to(x.dtype)
 
 
 class InfiniMLP(nn.Module):
@@ -128,14 +131,16 @@ class InfiniDecoderLayer(nn.Module):
         return out
 
 
-class InfiniPreTrainedModel(PreTrainedModel):
+class InfiniPreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]  # its __init_subclass__
     """What both model classes share with transformers."""
 
+    config: InfiniConfig
     config_class = InfiniConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = False
-    _no_split_modules = ("InfiniDecoderLayer",)
     _supports_sdpa = True
+    # The loss here is a mean; a trainer must not expect it to be divided by its own count of tokens.
+    accepts_loss_kwargs = False
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -151,7 +156,7 @@ class InfiniPreTrainedModel(PreTrainedModel):
             nn.init.constant_(module.beta, PaperMemory.BETA_START)
 
 
-class InfiniModel(InfiniPreTrainedModel):
+class InfiniModel(InfiniPreTrainedModel):  # type: ignore[no-untyped-call]  # its __init_subclass__
     """Embeddings, layers, final norm."""
 
     def __init__(self, config: InfiniConfig) -> None:
@@ -159,7 +164,7 @@ class InfiniModel(InfiniPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(InfiniDecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def new_cache(self, batch_size: int = 1) -> InfiniCache:
         """An empty state that fits these weights."""
@@ -177,12 +182,15 @@ class InfiniModel(InfiniPreTrainedModel):
     ) -> BaseModelOutputWithPast:
         """Final hidden states of the last ``keep`` tokens (0: of all) of input_ids [B, T], T >= 1.
 
-        ``attention_mask`` [B, T] or longer (then its last T columns count): 0 marks padding. Raises
-        ``StateError`` for shapes that do not fit the cache, ``ConfigError`` for what is not supported.
+        ``attention_mask`` [B, T] or longer (then its last T columns count): 0 marks padding. Positions follow
+        from the cache and the mask; ``position_ids`` and ``cache_position`` are not looked at. Raises
+        ``StateError`` for what does not fit the cache or the vocabulary, ``ConfigError`` for arguments of
+        transformers that are not supported.
         """
-        if input_ids is None or kwargs.get("inputs_embeds") is not None:
+        _refuse_unsupported(kwargs)
+        if input_ids is None:
             raise ConfigError(
-                "inputs_embeds was given without input_ids; the memory stores tokens, so pass input_ids."
+                "input_ids is None; the memory stores tokens, so pass input_ids [batch, tokens]."
             )
         cache = self._cache_for(input_ids, past_key_values)
         mask = self._padding(cache, input_ids, attention_mask)
@@ -194,10 +202,14 @@ class InfiniModel(InfiniPreTrainedModel):
             stop = start + pieces(cache, rest, length - start)
             piece = None if mask is None else mask[:, start:stop]
             hidden = self._forward_piece(input_ids[:, start:stop], piece, cache)
+            if piece is not None:
+                keep_last_hidden(cache, hidden, piece)
             if keep == 0 or stop > length - keep:
                 outputs.append(hidden if keep == 0 else hidden[:, max(0, length - keep - start) :])
             start = stop
-        cache.last_hidden = hidden[:, -1]
+        if mask is None:
+            # A copy, so that one row does not keep a whole piece's states alive.
+            cache.last_hidden = hidden[:, -1].clone() if hidden.shape[1] > 1 else hidden[:, -1]
         return BaseModelOutputWithPast(
             last_hidden_state=outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1),
             past_key_values=cache if use_cache is not False or past_key_values is not None else None,
@@ -207,16 +219,10 @@ class InfiniModel(InfiniPreTrainedModel):
         """Fold into the memories what has to leave the window before the next token; often nothing."""
         due = leaving(cache)
         if due is None:
-            turn_sinks(cache, self._frequencies())
+            turn_sinks(cache, self._frequencies(cache.device))
             return
         count, write = due
-        if write is None:
-            span = count
-            if cache.evicted == 0 and cache.config.sinks > 0 and self.config.memory_trained:
-                write = torch.ones(cache.batch_size, span, dtype=torch.bool, device=cache.device)
-                write[:, : cache.config.sinks] = False
-        else:
-            span = write.shape[1]
+        span = count if write is None else write.shape[1]
         for layer, state in zip(self.layers, cache.states, strict=True):
             if state.memory is None:
                 continue
@@ -227,30 +233,42 @@ class InfiniModel(InfiniPreTrainedModel):
                 state.memory = layer.memory.commit(state, span, write)
         keep_sinks(cache)
         drop_left(cache, count)
-        turn_sinks(cache, self._frequencies())
+        turn_sinks(cache, self._frequencies(cache.device))
 
     def _forward_piece(self, ids: Tensor, mask: Tensor | None, cache: InfiniCache) -> Tensor:
-        h = self.embed_tokens(ids)
-        plan = plan_segment(cache, mask, ids.shape[1], inv_freq=self._frequencies(), dtype=h.dtype)
+        try:
+            h = self.embed_tokens(ids)
+        except IndexError:
+            raise StateError(
+                f"input_ids go from {int(ids.min())} to {int(ids.max())}; this model's vocabulary has ids 0 "
+                f"to {self.config.vocab_size - 1}."
+            ) from None
+        frequencies = self._frequencies(cache.device)
+        plan = plan_segment(cache, mask, ids.shape[1], inv_freq=frequencies, dtype=h.dtype)
         for layer, state in zip(self.layers, cache.states, strict=True):
             h = layer(h, plan, state)
         advance(cache, ids, plan)
         out: Tensor = self.norm(h)
         return out
 
-    def _frequencies(self) -> Tensor:
+    def _frequencies(self, device: torch.device) -> Tensor:
+        # MPS has no float64: there the angles are worked out on the CPU.
+        kind = "cpu" if device.type == "mps" else device.type
         # Plain float64 attribute rather than a buffer: .to(bfloat16) must never touch it.
         cached: Tensor | None = self.__dict__.get("_inv_freq")
-        if cached is None:
+        if cached is None or cached.device.type != kind:
             rope = self.config.infini_rope
             plain = inverse_frequencies(self.config.head_dim, rope["theta"])
-            cached = scaled_frequencies(plain, rope["scaling"])
+            cached = scaled_frequencies(plain, rope["scaling"]).to("cpu" if kind == "cpu" else device)
             self.__dict__["_inv_freq"] = cached
         return cached
 
     def _cache_for(self, ids: Tensor, cache: InfiniCache | None) -> InfiniCache:
-        if ids.dim() != 2 or ids.shape[1] == 0:
-            raise StateError(f"input_ids has shape {tuple(ids.shape)}; expected [batch, tokens], one token or more.")
+        if ids.dim() != 2 or ids.shape[1] == 0 or ids.dtype not in (torch.int64, torch.int32):
+            raise StateError(
+                f"input_ids is {ids.dtype} {tuple(ids.shape)}; expected whole numbers [batch, tokens], one "
+                "token or more."
+            )
         if cache is None:
             return self.new_cache(ids.shape[0])
         if not isinstance(cache, InfiniCache):
@@ -260,7 +278,19 @@ class InfiniModel(InfiniPreTrainedModel):
             )
         if cache.batch_size != ids.shape[0]:
             raise StateError(
-                f"input_ids has {ids.shape[0]} rows and the state {cache.batch_size}; use one state per batch."
+                f"input_ids has {ids.shape[0]} rows and the state {cache.batch_size}; use one state per "
+                "batch."
+            )
+        weights = self.norm.weight.dtype
+        if cache.dtype != weights:
+            raise StateError(
+                f"The state is {cache.dtype} and the weights {weights}; make it with new_cache()."
+            )
+        differing = None if cache.config is self.config else self.config.differs_in_state(cache.config)
+        if differing is not None:
+            raise StateError(
+                f"The state was made with {differing} {getattr(cache.config, differing)}; this model has "
+                f"{getattr(self.config, differing)}. Make it with this model's new_cache()."
             )
         return cache
 
@@ -280,10 +310,23 @@ class InfiniModel(InfiniPreTrainedModel):
         return real
 
 
-class InfiniForCausalLM(InfiniPreTrainedModel, GenerationMixin):
+def _refuse_unsupported(arguments: dict[str, Any]) -> None:
+    """What callers of transformers' models may pass and would miss: an error rather than silence."""
+    for name, value in arguments.items():
+        if name == "return_dict":
+            refused = value is False
+        else:
+            refused = value is not None and value is not False
+            refused = refused and name not in ("position_ids", "cache_position")
+        if refused:
+            raise ConfigError(f"{name} was given; an Infini model does not support it. Leave it out.")
+
+
+# The ignored type: its __init_subclass__.
+class InfiniForCausalLM(InfiniPreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-call]
     """The language model: ``InfiniModel`` and a vocabulary head."""
 
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012  transformers' form
     # Refuses what needs an un-writable state, such as assisted generation.
     _is_stateful = True
 
@@ -291,7 +334,7 @@ class InfiniForCausalLM(InfiniPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = InfiniModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(
         self,
@@ -305,7 +348,6 @@ class InfiniForCausalLM(InfiniPreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Logits [B, logits_to_keep or T, V] and, with ``labels`` [B, T] (-100 is ignored), the mean
         cross-entropy of each token's successor over all segments. Other arguments as ``InfiniModel``."""
-        kwargs.pop("position_ids", None)  # positions follow from the cache and the mask
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -332,30 +374,49 @@ class InfiniForCausalLM(InfiniPreTrainedModel, GenerationMixin):
         return logits
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.model.embed_tokens
+        embedding: nn.Module = self.model.embed_tokens
+        return embedding
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.embed_tokens = value  # type: ignore[assignment]
+        self.model.embed_tokens = value
 
     def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
+        head: nn.Module = self.lm_head
+        return head
 
-    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *_: Any) -> None:
+    def _prepare_cache_for_generation(  # type: ignore[override]  # says bool, returns nothing
+        self, generation_config: Any, model_kwargs: dict[str, Any], *_: Any
+    ) -> None:
         # The first forward makes the cache, for as many rows as generate() really uses (beams, samples).
         return
 
     def prepare_inputs_for_generation(  # type: ignore[override]
         self,
         input_ids: Tensor,
+        next_sequence_length: int | None = None,
         past_key_values: InfiniCache | None = None,
         attention_mask: Tensor | None = None,
+        is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Only what the state has not seen goes in."""
-        if past_key_values is not None and past_key_values.get_seq_length() < input_ids.shape[1]:
-            input_ids = input_ids[:, past_key_values.get_seq_length() :]
-        elif past_key_values is not None and past_key_values.get_seq_length() > 0:
-            input_ids = input_ids[:, -1:]
+        """Only what the state has not seen goes in.
+
+        To go on with a state, pass ``generate`` either the whole conversation as ``input_ids``, or only the
+        new ids with an ``attention_mask`` over everything. Raises ``StateError`` when that leaves nothing to
+        feed.
+        """
+        seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+        new = next_sequence_length
+        if seen and new is None and not is_first_iteration:
+            new = 1
+        if new is not None:
+            if new < 1:
+                raise StateError(
+                    f"input_ids has {input_ids.shape[1]} tokens and the state has seen {seen}; pass the "
+                    "whole conversation with at least one new token, or only new tokens with an "
+                    "attention_mask over all."
+                )
+            input_ids = input_ids[:, -new:]
         return {
             "input_ids": input_ids,
             "past_key_values": past_key_values,

@@ -1,7 +1,7 @@
 """Scaled rotary frequencies: the variants that Llama-like families ship in ``rope_scaling``.
 
-Everything in float64 and pure: frequencies in, frequencies out. Formulas: Llama 3's from the reference code of
-its release as described in transformers' ``modeling_rope_utils``; "linear" divides every frequency.
+Everything in float64 and pure: frequencies in, frequencies out. Formulas: Llama 3's from the reference code
+of its release as described in transformers' ``modeling_rope_utils``; "linear" divides every frequency.
 """
 
 from __future__ import annotations

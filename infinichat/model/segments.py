@@ -1,8 +1,9 @@
 """What one forward over one segment needs to know, worked out once for all layers.
 
-``plan_segment`` answers, for the next T slots: their positions, rotary tables, and the additive mask;
-``evict`` moves the oldest segment out of the window and into the memory before those slots are processed. Both
-treat uniform caches with integers alone, and ragged ones (left padding) row by row.
+``plan_segment`` answers, for the next T slots: their positions, rotary tables, and the additive mask.
+``leaving``, ``keep_sinks`` and ``drop_left`` are the steps of moving the oldest segment out of the window
+before those slots are processed; ``turn_sinks`` puts the attention sinks where the new window begins. All
+treat uniform caches with integers alone, and ragged ones (padding) row by row.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from infinichat.attention.memory import wide
 from infinichat.attention.window import evicted_before, evicted_before_each, rotary, rotate, visible
-from infinichat.model.cache import InfiniCache, LayerState
+from infinichat.model.cache import InfiniCache
+from infinichat.model.layer_state import LayerState, wide_dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +55,21 @@ def pieces(cache: InfiniCache, attention_mask: Tensor | None, length: int) -> in
 def plan_segment(
     cache: InfiniCache, attention_mask: Tensor | None, length: int, *, inv_freq: Tensor, dtype: torch.dtype
 ) -> SegmentPlan:
-    """The plan for the next ``length`` slots of ``cache``, to be made after ``evict``. ``inv_freq`` float64."""
+    """The plan for the next ``length`` slots of ``cache``, made after what is due has left it.
+    ``attention_mask`` [B, length] bool or None; ``inv_freq`` float64 [D / 2]."""
     group = cache.config.num_attention_heads // cache.config.num_key_value_heads
     if cache.uniform:
         positions = torch.arange(cache.seen, cache.seen + length, device=cache.device)
-        cos, sin = rotary(positions, inv_freq)
+        cos, sin = rotary(positions, inv_freq, dtype)
         use_front = cache.evicted > 0 and cache.config.sinks > 0
         mask = None
         if length > 1:
             before = cache.window_tokens + (cache.config.sinks if use_front else 0)
             allowed = torch.ones(length, before + length, dtype=torch.bool, device=cache.device)
             mask = _additive(allowed.tril(diagonal=before)[None], group, dtype)
-        return SegmentPlan(positions, cos.to(dtype), sin.to(dtype), mask, None, use_front)
-    return _plan_ragged(cache, attention_mask, length, inv_freq, dtype, group)
+        return SegmentPlan(positions, cos, sin, mask, None, use_front)
+    real = attention_mask if attention_mask is not None else _all_real(cache, length)
+    return _plan_ragged(cache, real, inv_freq, dtype, group)
 
 
 def make_ragged(cache: InfiniCache) -> None:
@@ -77,13 +82,24 @@ def make_ragged(cache: InfiniCache) -> None:
 
 
 def leaving(cache: InfiniCache) -> tuple[int, Tensor | None] | None:
-    """What has to leave before the next token: (slots to drop, write mask over the window's slots [B, n] or None
-    for a uniform cache), or None when nothing does. The mask leaves out sinks and padding."""
+    """What has to leave before the next token: (slots to drop, write mask), or None when nothing does.
+
+    The mask [B, n] says which of the window's oldest n slots are to be written: not sinks, not padding, and
+    of a ragged cache only rows whose segment is due. None: exactly the dropped slots, all of them.
+    """
     window, segment, sinks = cache.config.window, cache.config.segment, cache.config.sinks
     if cache.uniform:
         count = evicted_before(cache.seen, window=window, segment=segment) - cache.evicted
-        return (count, None) if count > 0 else None
-    assert cache.row_seen is not None and cache.row_evicted is not None and cache.positions is not None
+        if count == 0:
+            return None
+        if cache.evicted > 0 or sinks == 0:
+            return count, None
+        write = torch.ones(cache.batch_size, count, dtype=torch.bool, device=cache.device)
+        write[:, :sinks] = False
+        return count, write
+    assert cache.row_seen is not None
+    assert cache.row_evicted is not None
+    assert cache.positions is not None
     after = evicted_before_each(cache.row_seen, window=window, segment=segment)
     if bool((after <= cache.row_evicted).all()):
         return None
@@ -101,10 +117,22 @@ def advance(cache: InfiniCache, ids: Tensor, plan: SegmentPlan) -> None:
     if cache.uniform:
         cache.seen += length
         return
-    assert cache.row_seen is not None and cache.positions is not None and plan.real is not None
+    assert cache.row_seen is not None
+    assert cache.positions is not None
+    assert plan.real is not None
     cache.row_seen = cache.row_seen + plan.real.sum(dim=1)
     cache.positions = torch.cat((cache.positions, plan.positions), dim=1)
     cache.seen = int(cache.row_seen.max())
+
+
+def keep_last_hidden(cache: InfiniCache, hidden: Tensor, real: Tensor) -> None:
+    """Remember each row's state of its last token in a piece: hidden [B, T, C], ``real`` [B, T]. A row of
+    nothing but padding keeps what it had."""
+    place = torch.arange(1, real.shape[1] + 1, device=real.device)
+    last = (real * place).argmax(dim=1)
+    found = hidden[torch.arange(real.shape[0], device=real.device), last]
+    old = cache.last_hidden
+    cache.last_hidden = found if old is None else torch.where(real.any(dim=1)[:, None], found, old)
 
 
 def drop_left(cache: InfiniCache, count: int) -> None:
@@ -117,7 +145,8 @@ def drop_left(cache: InfiniCache, count: int) -> None:
     if cache.uniform:
         cache.evicted += count
         return
-    assert cache.row_seen is not None and cache.positions is not None
+    assert cache.row_seen is not None
+    assert cache.positions is not None
     cache.positions = cache.positions[:, count:]
     cache.row_evicted = evicted_before_each(cache.row_seen, window=window, segment=segment)
     cache.evicted = int(cache.row_evicted.max())
@@ -134,7 +163,8 @@ def keep_sinks(cache: InfiniCache) -> None:
                 state.sink_k = state.k.content[:, :, :sinks].clone()
                 state.sink_v = state.v.content[:, :, :sinks].clone()
         return
-    assert cache.positions is not None and cache.row_evicted is not None
+    assert cache.positions is not None
+    assert cache.row_evicted is not None
     fresh = cache.row_evicted == 0
     # Position i of a row stands in the only slot that holds i (slot 0 when the row is shorter: masked later).
     where = torch.stack([(cache.positions == i).to(torch.int8).argmax(dim=1) for i in range(sinks)], dim=1)
@@ -148,28 +178,26 @@ def turn_sinks(cache: InfiniCache, inv_freq: Tensor) -> None:
     key = cache.evicted if cache.row_evicted is None else tuple(cache.row_evicted.tolist())
     if sinks == 0 or cache.evicted == 0 or cache.sinks_turned == key:
         return
-    evicted = torch.tensor(cache.evicted, device=cache.device)
-    shift = evicted - sinks if cache.row_evicted is None else (cache.row_evicted - sinks).clamp(min=0)
-    cos, sin = rotary(shift.reshape(-1, 1, 1), inv_freq)  # [1 or B, 1, 1, D]
+    evicted = torch.tensor(cache.evicted, device=cache.device) if cache.uniform else cache.row_evicted
+    assert evicted is not None
+    shift = (evicted - sinks).clamp(min=0)  # a row that nothing has left has no sinks yet
+    cos, sin = rotary(shift.reshape(-1, 1, 1), inv_freq, wide_dtype(cache.dtype))  # [1 or B, 1, 1, D]
     for state in cache.states:
-        assert state.sink_k is not None and state.sink_v is not None
-        state.k.set_front(rotate(state.sink_k.float(), cos, sin).to(state.sink_k.dtype))
+        assert state.sink_k is not None
+        assert state.sink_v is not None
+        state.k.set_front(rotate(wide(state.sink_k), cos, sin).to(state.sink_k.dtype))
         state.v.set_front(state.sink_v)
     cache.sinks_turned = key
 
 
 def _plan_ragged(
-    cache: InfiniCache,
-    attention_mask: Tensor | None,
-    length: int,
-    inv_freq: Tensor,
-    dtype: torch.dtype,
-    group: int,
+    cache: InfiniCache, real: Tensor, inv_freq: Tensor, dtype: torch.dtype, group: int
 ) -> SegmentPlan:
-    assert cache.row_seen is not None and cache.row_evicted is not None and cache.positions is not None
-    real = attention_mask if attention_mask is not None else _all_real(cache, length)
+    assert cache.row_seen is not None
+    assert cache.row_evicted is not None
+    assert cache.positions is not None
     positions = torch.where(real, cache.row_seen[:, None] + real.cumsum(dim=1) - 1, -1)
-    cos, sin = rotary(positions.clamp(min=0)[:, None], inv_freq)
+    cos, sin = rotary(positions.clamp(min=0)[:, None], inv_freq, dtype)
     keys = torch.cat((cache.positions, positions), dim=1)
     allowed = visible(positions, keys, cache.row_evicted)
     use_front = cache.evicted > 0 and cache.config.sinks > 0
@@ -177,7 +205,7 @@ def _plan_ragged(
         front = (cache.row_evicted > 0)[:, None, None] & real[:, :, None]
         allowed = torch.cat((front.expand(-1, -1, cache.config.sinks), allowed), dim=2)
     mask = _additive(allowed, group, dtype)
-    return SegmentPlan(positions, cos.to(dtype), sin.to(dtype), mask, real, use_front)
+    return SegmentPlan(positions, cos, sin, mask, real, use_front)
 
 
 def _additive(allowed: Tensor, group: int, dtype: torch.dtype) -> Tensor:
@@ -201,11 +229,10 @@ def _all_real(cache: InfiniCache, length: int) -> Tensor:
 
 
 def _keep_row_sinks(state: LayerState, where: Tensor, fresh: Tensor) -> None:
-    for slots, name in ((state.k, "sink_k"), (state.v, "sink_v")):
-        content = slots.content
+    def kept(content: Tensor, old: Tensor | None) -> Tensor:
         index = where[:, None, :, None].expand(-1, content.shape[1], -1, content.shape[3])
-        gathered = content.gather(2, index)
-        old = getattr(state, name)
-        if old is not None:
-            gathered = torch.where(fresh[:, None, None, None], gathered, old)
-        setattr(state, name, gathered)
+        found = content.gather(2, index)
+        return found if old is None else torch.where(fresh[:, None, None, None], found, old)
+
+    state.sink_k = kept(state.k.content, state.sink_k)
+    state.sink_v = kept(state.v.content, state.sink_v)

@@ -1,0 +1,189 @@
+"""One layer's part of a conversation's state, and the table of the tensors it consists of.
+
+``layer_tensors`` is the only place that says which tensors a layer has, in which shape: empty states, copies
+and the checks of loaded ones all follow it. What the tensors mean:
+
+    k, v         the window [B, Hkv, n, D]; keys rotated at their position
+    sink_k/v     the first tokens' keys (rotated at their position) and values [B, Hkv, sinks, D], kept from
+    the
+                 moment their segment leaves the window
+    memory_k     what the window's tokens will be written under. Recall: projected keys [B, n, H * Dk]; paper:
+                 keys without position [B, Hkv, n, D]
+    strength     their write strengths [B, n] (recall)
+    tail         the layer's last inputs [B, taps, C], for the convolutions (recall)
+    M, z, written  the memory itself (``infinichat.attention.memory.MemoryState``)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from infinichat.attention.memory import MemoryState
+from infinichat.model.configuration_infini import InfiniConfig
+from infinichat.model.slots import Slots
+
+RECALL_TAPS = 4
+"""States before the present one that the recall memory's convolutions look at."""
+
+Precision = Literal["weights", "wide", "count"]
+"""A tensor's type: the weights'; float32 (float64 under float64 weights); int64."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """What a tensor of a state must look like."""
+
+    shape: tuple[int, ...]
+    precision: Precision = "weights"
+
+    def dtype(self, weights: torch.dtype) -> torch.dtype:
+        """The type under weights of type ``weights``."""
+        if self.precision == "count":
+            return torch.int64
+        return wide_dtype(weights) if self.precision == "wide" else weights
+
+
+def wide_dtype(weights: torch.dtype) -> torch.dtype:
+    """The type that memories have under weights of type ``weights``."""
+    return torch.float64 if weights == torch.float64 else torch.float32
+
+
+def layer_tensors(
+    config: InfiniConfig, layer: int, *, batch: int, slots: int, left: bool
+) -> dict[str, TensorSpec]:
+    """The tensors of ``layer`` for ``slots`` tokens in the window; ``left``: a segment has left it."""
+    kv = (batch, config.num_key_value_heads)
+    specs = {name: TensorSpec((*kv, slots, config.head_dim)) for name in ("k", "v")}
+    if left and config.sinks:
+        specs |= {name: TensorSpec((*kv, config.sinks, config.head_dim)) for name in ("sink_k", "sink_v")}
+    if layer not in config.memory_layers or not config.memory_trained:
+        return specs
+    if config.memory == "recall":
+        heads, value_dim = config.memory_heads, config.memory_value_dim
+        specs["memory_k"] = TensorSpec((batch, slots, heads * config.memory_key_dim), "wide")
+        specs["strength"] = TensorSpec((batch, slots), "wide")
+        specs["tail"] = TensorSpec((batch, RECALL_TAPS, config.hidden_size), "wide")
+    else:
+        heads, value_dim = config.num_key_value_heads, config.head_dim
+        specs["memory_k"] = TensorSpec((*kv, slots, config.head_dim))
+        specs["z"] = TensorSpec((batch, heads, config.memory_features), "wide")
+    specs["M"] = TensorSpec((batch, heads, config.memory_features, value_dim), "wide")
+    specs["written"] = TensorSpec((batch,), "count")
+    return specs
+
+
+@dataclass(slots=True)
+class LayerState:
+    """The tensors of the module's docstring; the growing ones as ``Slots``, ``k`` and ``v`` with the sinks,
+    turned to stand right before the window, as their front."""
+
+    k: Slots
+    v: Slots
+    sink_k: Tensor | None = None
+    sink_v: Tensor | None = None
+    memory: MemoryState | None = None
+    memory_k: Slots | None = None
+    strength: Slots | None = None
+    tail: Tensor | None = None
+
+    @classmethod
+    def empty(
+        cls,
+        config: InfiniConfig,
+        layer: int,
+        *,
+        batch: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> LayerState:
+        """Nothing seen, nothing written."""
+        specs = layer_tensors(config, layer, batch=batch, slots=0, left=False)
+        named = {
+            name: torch.zeros(spec.shape, dtype=spec.dtype(dtype), device=device)
+            for name, spec in specs.items()
+        }
+        return cls.of(named, config)
+
+    @classmethod
+    def of(cls, named: dict[str, Tensor], config: InfiniConfig) -> LayerState:
+        """From tensors as ``layer_tensors`` lists them. Takes them over: they must be the state's own."""
+
+        def window(name: str, dim: int, front: int = 0) -> Slots:
+            content = named[name]
+            shape = [*content.shape[:dim], front, *content.shape[dim + 1 :]]
+            buffer = torch.cat((content.new_zeros(shape), content), dim=dim) if front else content
+            return Slots(buffer, dim=dim, limit=config.window, front=front)
+
+        state = cls(window("k", 2, config.sinks), window("v", 2, config.sinks))
+        state.sink_k, state.sink_v = named.get("sink_k"), named.get("sink_v")
+        if "M" in named:
+            state.memory = MemoryState(named["M"], named.get("z"), named["written"])
+            state.memory_k = window("memory_k", 1 if "strength" in named else 2)
+        if "strength" in named:
+            state.strength, state.tail = window("strength", 1), named["tail"]
+        return state
+
+    def named(self) -> dict[str, Tensor]:
+        """The tensors by name; views, not copies."""
+        named = {"k": self.k.content, "v": self.v.content}
+        if self.memory_k is not None:
+            named["memory_k"] = self.memory_k.content
+        if self.strength is not None:
+            named["strength"] = self.strength.content
+        if self.memory is not None:
+            named |= {"M": self.memory.M, "written": self.memory.written}
+            if self.memory.z is not None:
+                named["z"] = self.memory.z
+        optional = {"sink_k": self.sink_k, "sink_v": self.sink_v, "tail": self.tail}
+        return named | {name: tensor for name, tensor in optional.items() if tensor is not None}
+
+    def slots(self) -> list[Slots]:
+        """All growing tensors of this layer; they always have equal length."""
+        return [s for s in (self.k, self.v, self.memory_k, self.strength) if s is not None]
+
+    def clone(self) -> LayerState:
+        """A copy that shares nothing, outside the graph."""
+        return LayerState(
+            self.k.clone(),
+            self.v.clone(),
+            copied(self.sink_k),
+            copied(self.sink_v),
+            None if self.memory is None else self.memory.detach().clone(),
+            None if self.memory_k is None else self.memory_k.clone(),
+            None if self.strength is None else self.strength.clone(),
+            copied(self.tail),
+        )
+
+    def detach(self) -> None:
+        """Cut from the graph."""
+        for slots in self.slots():
+            slots.detach()
+        self.sink_k, self.sink_v, self.tail = (
+            None if tensor is None else tensor.detach() for tensor in (self.sink_k, self.sink_v, self.tail)
+        )
+        self.memory = None if self.memory is None else self.memory.detach()
+
+    def select_rows(self, rows: Tensor) -> None:
+        """Keep the batch rows ``rows`` [N], in that order."""
+        for slots in self.slots():
+            slots.select_rows(rows)
+        self.sink_k, self.sink_v, self.tail = (
+            picked(tensor, rows) for tensor in (self.sink_k, self.sink_v, self.tail)
+        )
+        if self.memory is not None:
+            M, z, written = self.memory.M, self.memory.z, self.memory.written
+            self.memory = MemoryState(M.index_select(0, rows), picked(z, rows), written.index_select(0, rows))
+
+
+def copied(tensor: Tensor | None) -> Tensor | None:
+    """A copy outside the graph."""
+    return None if tensor is None else tensor.detach().clone()
+
+
+def picked(tensor: Tensor | None, rows: Tensor) -> Tensor | None:
+    """The batch rows ``rows`` of a tensor."""
+    return None if tensor is None else tensor.index_select(0, rows)
