@@ -1,0 +1,118 @@
+"""The memory of the open session, layer by layer, and in words what that means for what can be recalled."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widgets import Static
+
+from infinichat.messages import LayerMemory, MemoryReport
+from infinichat.ui import figures
+from infinichat.ui.palette import MUTED
+from infinichat.ui.plain_text import one_line
+
+if TYPE_CHECKING:
+    from infinichat.ui.screens.chat import ChatScreen
+
+_LEVELS = "▁▂▃▄▅▆▇█"
+_LOOK_EVERY_S = 0.5
+
+
+class MemoryScreen(ModalScreen[None]):
+    """Follows the chat screen's newest report, so it stays true while an answer streams."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,f4,q", "leave", "Back")]
+
+    def __init__(self, chat: ChatScreen) -> None:
+        super().__init__(id="memory")
+        self._chat = chat
+        self._shown: MemoryReport | None = None
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll(classes="dialog wide"):
+            yield Static(markup=False, id="report")
+
+    def on_mount(self) -> None:
+        self._paint()
+        if not self._chat.turns.busy and self._chat.engine_info is not None:
+            self._chat.worker.measure()
+        self.set_interval(_LOOK_EVERY_S, self._look)
+
+    def _look(self) -> None:
+        if self._chat.report is not self._shown:
+            self._paint()
+
+    def _paint(self) -> None:
+        report = self._shown = self._chat.report
+        content = (
+            Content("The model is still loading.") if report is None else describe(report, self._chat.reports)
+        )
+        self.query_one("#report", Static).update(content)
+
+    def action_leave(self) -> None:
+        self.dismiss(None)
+
+
+def describe(report: MemoryReport, reports: list[MemoryReport]) -> Content:
+    """The whole screen as text. ``reports`` are those since the session was opened, oldest first."""
+    window = report.window_tokens / report.window_size if report.window_size else 0.0
+    pieces: list[str | tuple[str, str]] = [
+        ("Memory", "bold $text-accent"),
+        (f"   {one_line(report.model, 40)}\n\n", MUTED),
+        ("ever seen  ", MUTED),
+        (f"{report.tokens_seen:,} tokens\n", "bold"),
+        ("window     ", MUTED),
+        f"{figures.bar(window, 20)} {report.window_tokens:,} of {report.window_size:,} tokens, exact\n",
+        ("state      ", MUTED),
+        f"{figures.size(report.state_bytes)}, the same after a million tokens\n\n",
+    ]
+    if report.layers and report.trained:
+        pieces += _layers(report.layers)
+        pieces += _written(reports)
+    pieces.append(honest(report))
+    return Content.assemble(*pieces)
+
+
+def _layers(layers: tuple[LayerMemory, ...]) -> list[str | tuple[str, str]]:
+    head = f"{'layer':>5}   {'saturation':<19}{'gate':<15}{'written':>11}{'norm':>10}\n"
+    rows: list[str | tuple[str, str]] = [(head, MUTED)]
+    for layer in layers:
+        rows.append(f"{layer.layer:>5}   ")
+        rows.append((figures.bar(layer.saturation, 10), "$text-accent"))
+        rows.append(f" {figures.percent(layer.saturation):<8}")
+        rows.append((figures.bar(layer.gate, 6), "$text-primary"))
+        rows.append(f" {figures.percent(layer.gate):<8}{layer.written:>11,}{layer.norm:>10.1f}\n")
+    return [*rows, "\n"]
+
+
+def _written(reports: list[MemoryReport]) -> list[str | tuple[str, str]]:
+    """How many tokens each turn since the start wrote, as a small chart."""
+    totals = [sum(layer.written for layer in report.layers) for report in reports]
+    steps = [max(0, b - a) for a, b in itertools.pairwise(totals)][-40:]
+    if not any(steps):
+        return []
+    top = max(steps)
+    chart = "".join(_LEVELS[min(7, step * 8 // (top + 1))] for step in steps)
+    return [("written per turn  ", MUTED), (chart, "$text-accent"), f"  at most {top:,}\n\n"]
+
+
+def honest(report: MemoryReport) -> str:
+    """What the numbers mean, without promising anything."""
+    if not report.trained or not report.layers:
+        return (
+            "This checkpoint's memory is not trained, so it runs as a sliding window: the model sees the "
+            f"last {report.window_size:,} tokens and nothing older. The transcript keeps every word; F2 "
+            "searches it."
+        )
+    return (
+        "What is in the window is seen word for word. Everything older is held only in the memory, which "
+        "has a fixed size and is lossy: it keeps what it was trained to keep, mostly facts that were told "
+        "plainly, and the fuller it is the more they blur. F3 shows what was measured for this checkpoint. "
+        "When it matters, check: the transcript keeps every word, and F2 searches it."
+    )
