@@ -186,7 +186,12 @@ def finish(
     keeper: StateKeeper, growing: Growing, reason: FinishReason, *, clock: Clock
 ) -> tuple[Message, str | None]:
     """Words first, state second. Returns the message and, when the state was not saved, a sentence."""
-    message = commit(keeper, growing, reason)
+    try:
+        message = commit(keeper, growing, reason)
+    except StoreError:
+        # The state has an answer that the transcript lacks.
+        keeper.drop()
+        raise
     if growing.new_ids:
         keeper.stands_at(growing.feeds()[-1].chain)
     return message, keep(keeper)

@@ -32,7 +32,7 @@ from infinichat.session.answering import Clock, Growing, answer, keep, tokens_se
 from infinichat.session.chain import place_chain
 from infinichat.session.keeper import Arrival, StateKeeper
 from infinichat.session.reading import PendingDocument, pending_documents, read
-from infinichat.session.recovery import mark_move
+from infinichat.session.recovery import mark_move, recover
 from infinichat.session.route import chain_at, known_feeds
 from infinichat.session.words import storable, title_from
 from infinichat.session.words import words as _words
@@ -295,7 +295,7 @@ class ChatSession:
     def _restore(self) -> Iterator[StreamEvent]:
         keeper, record = self._keeper, self.record
         done = yield from keeper.reach(record.tip, system=record.system, cancel=self._stop)
-        if done and record.tip is not None and not self.store.has_snapshot(self.id, keeper.chain):
+        if done and record.tip is not None and keeper.chain != keeper.saved:
             problem = keep(keeper)
             if problem:
                 yield Notice(problem)
@@ -363,6 +363,8 @@ class ChatSession:
     def _exclusive(self, events: Iterator[StreamEvent]) -> Generator[StreamEvent, None, None]:
         with self._alone():
             self._runner = threading.get_ident()
+            # A turn that could not even be ended (the disk was full) left a draft.
+            recover(self.store, self.id, reason="error")
             yield from events
 
     @contextlib.contextmanager

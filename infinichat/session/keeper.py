@@ -64,6 +64,7 @@ class StateKeeper:
         self.state: Any = None  # None: not in memory
         self.chain = self.root
         self.half: HalfFed | None = None
+        self.saved: str | None = None  # the chain of the newest snapshot that is known to be good
 
     def drop(self) -> None:
         """Forget the live state: after a failure nobody knows what is in it."""
@@ -141,12 +142,13 @@ class StateKeeper:
 
     def save(self) -> str | None:
         """Write a snapshot. A failure costs time at the next start, never words: a sentence is returned."""
-        if self.state is None or self.half is not None or self.chain == self.root:
+        if self.state is None or self.half is not None or self.chain in (self.root, self.saved):
             return None
         try:
             header = self._header(self.chain, self.engine.tokens_seen(self.state))
             dump = self.engine.dump_state(self.state)
             self.store.save_snapshot(self.session_id, self.chain, dump, header=header)
+            self.saved = self.chain
         except StoreError as error:
             return (
                 f"The state was not saved ({error}). The words are safe; the next start streams them again."
@@ -171,6 +173,7 @@ class StateKeeper:
                     why = why or str(error)
                     continue
                 self.stands_at(chain)
+                self.saved = chain
                 return "snapshot", why
         # The walk ends at the root: an empty state is right there.
         self.state = self.engine.new_state()
