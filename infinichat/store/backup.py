@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import sqlite3
 import tempfile
@@ -53,14 +54,17 @@ def write_backup(database: Database, paths: Paths, file: Path) -> None:
         with (
             _beside(file) as raw,
             disk_errors(file, doing="writing"),
-            zipfile.ZipFile(raw, "w", allowZip64=True) as archive,
+            # Words shrink to a third at the fastest level, states not at all.
+            zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
         ):
-            members[_DATABASE] = _add(archive, _DATABASE, copy, compression=zipfile.ZIP_DEFLATED)
+            members[_DATABASE] = _add(archive, _DATABASE, copy)
             for chain in _chains(copy):
                 name = f"snapshots/{chain}.safetensors"
                 # One that was thinned since the copy was made is rebuilt from the words after a restore.
                 with contextlib.suppress(FileNotFoundError):
-                    members[name] = _add(archive, name, paths.snapshots / f"{chain}.safetensors")
+                    members[name] = _add(
+                        archive, zipfile.ZipInfo(name), paths.snapshots / f"{chain}.safetensors"
+                    )
             manifest = {"format": FORMAT, "version": VERSION, "created": time.time(), "members": members}
             archive.writestr(_MANIFEST, json.dumps(manifest, indent=1))
 
@@ -123,14 +127,10 @@ def _beside(file: Path) -> Iterator[IO[bytes]]:
         fsync_folder(file.absolute().parent)
 
 
-def _add(
-    archive: zipfile.ZipFile, name: str, source: Path, *, compression: int = zipfile.ZIP_STORED
-) -> dict[str, Any]:
+def _add(archive: zipfile.ZipFile, member: str | zipfile.ZipInfo, source: Path) -> dict[str, Any]:
+    """Copy a file into the archive; a member given as ``ZipInfo`` is stored as it is."""
     digest, size = hashlib.sha256(), 0
-    info = zipfile.ZipInfo(name, time.localtime()[:6])
-    info.external_attr = 0o600 << 16
-    info.compress_type = compression
-    with source.open("rb") as reader, archive.open(info, "w", force_zip64=True) as writer:
+    with source.open("rb") as reader, archive.open(member, "w", force_zip64=True) as writer:
         while piece := reader.read(_PIECE):
             digest.update(piece)
             size += len(piece)
@@ -215,7 +215,7 @@ def _put_aside(paths: Paths) -> Path | None:
         shutil.rmtree(paths.snapshots, ignore_errors=True)
         return None
     _fold_log(paths.database)
-    aside = paths.backups / time.strftime(f"replaced-%Y%m%d-%H%M%S-{os.getpid()}")
+    aside = paths.backups / time.strftime(f"replaced-%Y%m%d-%H%M%S-{secrets.token_hex(3)}")
     aside.mkdir(mode=0o700)
     if paths.snapshots.exists():
         os.replace(paths.snapshots, aside / "snapshots")

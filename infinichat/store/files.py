@@ -1,8 +1,8 @@
 """Folders and files that only their owner may read, and writes that are whole or not there.
 
 ``atomic_file`` is the one way in which the store puts a file beside the database: temporary name, fsync,
-``os.replace``, fsync of the folder. A process that dies at any point leaves the old file or the new one, and
-perhaps a temporary file that ``sweep_partial`` removes an hour later.
+``os.replace``, fsync of the folder. A process that dies at any point leaves the old file or the new one,
+and perhaps a temporary file that ``sweep_partial`` removes an hour later.
 """
 
 from __future__ import annotations
@@ -64,10 +64,13 @@ def private_folder(path: Path) -> None:
             path.chmod(0o700)
 
 
-def private_file(path: Path) -> None:
-    """Make sure ``path`` exists and that only its owner may read it. Raises ``DiskError``."""
+def private_file(path: Path, *, new: bool = False) -> None:
+    """Make sure ``path`` exists (with ``new``: that it did not) and that only its owner may read it.
+
+    Raises ``DiskError``.
+    """
     with disk_errors(path, doing="creating"):
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR | getattr(os, "O_CLOEXEC", 0), 0o600))
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | (os.O_EXCL if new else 0), 0o600))
         if _POSIX and path.stat().st_mode & 0o077:
             path.chmod(0o600)
 

@@ -1,7 +1,7 @@
 """What is counted and what is cleared away: disk use, and sessions that were deleted long ago.
 
-Nodes and states are shared, so a session's removal takes only what no other session knows. Files go after the
-transaction that forgot them; what a killed process left behind is taken along the next time.
+Nodes and states are shared, so a session's removal takes only what no other session knows. Files go after
+the transaction that forgot them; what a killed process left behind is taken along the next time.
 """
 
 from __future__ import annotations

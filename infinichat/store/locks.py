@@ -1,9 +1,9 @@
 """One process at a time in a session: a lock file per session that holds the pid of its owner.
 
 The lock is the operating system's (``flock``, on Windows a locked byte): it ends with the process, however
-that ends, so a file that a dead process left is simply taken over. Where the file system knows no locks, the
-record in the file decides: its owner must be alive, and must be the process that wrote it (a pid is given out
-again; the time at which a process started tells the two apart).
+that ends, so a file that a dead process left is simply taken over. Where the file system knows no locks,
+the record in the file decides: its owner must be alive, and must be the process that wrote it (a pid is
+given out again; the time at which a process started tells the two apart).
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Sequence
 
 from infinichat.errors import UsageError
@@ -32,7 +33,7 @@ class MessageStore(StoreBase):
         """
         with self._session_write(session_id) as (connection, key):
             new = self._append(connection, key, role, content, reason, chain, title, model)
-            return transcripts.message(connection, new)
+            return transcripts.message(connection, new, session=key)
 
     def message(self, message_id: str) -> Message:
         """Raises ``UsageError`` when there is none with this id."""
@@ -58,7 +59,7 @@ class MessageStore(StoreBase):
             else:
                 below = transcripts.message_key(connection, before, session=key)
                 start = transcripts.parent_key(connection, below)
-            return transcripts.path(connection, start, limit=limit)
+            return transcripts.path(connection, key, start, limit=limit)
 
     def path_length(self, session_id: str) -> int:
         with self._session_read(session_id) as (connection, key):
@@ -140,7 +141,7 @@ class MessageStore(StoreBase):
             if fingerprint is not None:
                 answers.write_feeds(connection, new, fingerprint, feeds)
             answers.clear_draft(connection, key)
-            return transcripts.message(connection, new)
+            return transcripts.message(connection, new, session=key)
 
     # -- feeds --
 
@@ -176,6 +177,7 @@ class MessageStore(StoreBase):
         model: str | None,
     ) -> int:
         tip: int | None = connection.execute("SELECT tip FROM sessions WHERE key = ?", (key,)).fetchone()[0]
+        now = time.time()
         new = transcripts.add_message(
             connection,
             parent=tip,
@@ -185,7 +187,8 @@ class MessageStore(StoreBase):
             chain=chain,
             title=title,
             model=model,
+            created=now,
         )
-        transcripts.join(connection, key, new)
+        transcripts.join(connection, key, new, added=now)
         transcripts.move_tip(connection, key, new)
         return new

@@ -2,8 +2,8 @@
 taken.
 
 Each step runs in one transaction together with its number, so a process that dies in the middle leaves the
-old shape. Before a step changes an existing database, a whole copy is put into the backups folder. A database
-made by a newer infinichat is refused and not touched.
+old shape. Before a step changes an existing database, a whole copy is put into the backups folder. A
+database made by a newer infinichat is refused and not touched.
 
     sessions ──tip──> messages <──parent── messages        the tree: nodes are shared and never rewritten
     members   which session knows which message, in the order in which it came to know them
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import sqlite3
 import time
 from collections.abc import Callable
@@ -143,7 +144,7 @@ def _copy_before(database: Database, version: int, *, backups: Path) -> Path:
     """A whole, readable copy of the database as it is now, on disk before the step begins."""
     private_folder(backups)
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    copy = backups / f"infinichat-format{version}-{stamp}-{os.getpid()}.db"
+    copy = backups / f"infinichat-format{version}-{stamp}-{secrets.token_hex(3)}.db"
     copy_database(database, copy)
     return copy
 
@@ -153,7 +154,9 @@ def copy_database(database: Database, target: Path) -> None:
 
     ``target`` must not exist. Raises ``DiskError``; nothing is left of a copy that did not finish.
     """
-    private_file(target)  # VACUUM INTO accepts an empty file, and so the mode is right from the start
+    private_file(
+        target, new=True
+    )  # VACUUM INTO accepts an empty file, and so the mode is right from the start
     try:
         with database.connection() as connection:
             connection.execute("VACUUM INTO ?", (str(target),))

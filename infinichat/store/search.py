@@ -1,13 +1,14 @@
 """Full-text search over what users and models said and over the documents that were read.
 
-A message is indexed in passages of 16,384 characters, so that a hit in a book of a million characters costs a
-look at one passage and not at the book. The passages of message ``key`` have the rowids ``key << 20``
+A message is indexed in passages of 16,384 characters, so that a hit in a book of a million characters costs
+a look at one passage and not at the book. The passages of message ``key`` have the rowids ``key << 20``
 onwards. Hits come newest first: every hit holds all the words asked for, and the newest is found without
 ranking the rest.
 
-What a user types is never FTS5 syntax: words are quoted one by one, "quoted words" are a phrase, and the last
-word also matches as a beginning (``bis`` finds Biscuit). Chinese and Japanese are written without blanks;
-there every character is indexed as a word of its own, and a word of several is searched as a phrase.
+What a user types is never FTS5 syntax: words are quoted one by one, "quoted words" are a phrase, and the
+last word, from its second letter on, also matches as a beginning (``bis`` finds Biscuit). Chinese and
+Japanese are written without blanks; there every character is indexed as a word of its own, and a word of
+several is searched as a phrase.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ def match_expression(query: str) -> str | None:
         term = phrase if word is None else word
         if not any(character.isalnum() for character in term):
             continue
-        # Letters that are still being typed: the last word is also a beginning.
-        beginning = "*" if word is not None and found.end() == len(query) else ""
+        # The last word may still be being typed: it is also a beginning. One letter begins too much.
+        beginning = "*" if word is not None and len(word) > 1 and found.end() == len(query) else ""
         parts.append(f'"{_spread(term)}"{beginning}')
     return " ".join(parts) or None
 
@@ -83,7 +84,8 @@ def search(
     if expression is None or limit <= 0:
         return []
     hits: list[SearchHit] = []
-    rows = connection.execute(_ROWS, {"match": expression, "session": session_id})
+    statement = ROWS if session_id is None else ROWS_IN_SESSION
+    rows = connection.execute(statement, {"match": expression, "session": session_id})
     previous = None
     for row in rows:
         if row["key"] == previous:
@@ -97,16 +99,25 @@ def search(
 
 # CROSS JOIN keeps the index walk outside: newest passage first, and it ends when there are enough hits. A
 # message that several sessions share is reported for the one that was used last.
-_ROWS = """
+ROWS = """
     SELECT words.rowid AS passage, m.key AS key, m.id AS id, m.role AS role, m.title AS title,
-        m.created AS created, s.id AS session_id, s.name AS session_name
+        (SELECT added FROM members WHERE session = s.key AND message = m.key) AS created,
+        s.id AS session_id, s.name AS session_name
     FROM words CROSS JOIN messages m ON m.key = words.rowid >> 20
     CROSS JOIN sessions s ON s.key = (
         SELECT l.key FROM members JOIN sessions l ON l.key = members.session
-        WHERE members.message = m.key
-            AND CASE WHEN :session IS NULL THEN l.deleted_at IS NULL ELSE l.id = :session END
-        ORDER BY l.updated DESC LIMIT 1)
+        WHERE members.message = m.key AND l.deleted_at IS NULL ORDER BY l.updated DESC LIMIT 1)
     WHERE words MATCH :match
+    ORDER BY words.rowid DESC"""
+
+# In one session (deleted or not): its messages are listed once, and each row of the index is looked up there.
+ROWS_IN_SESSION = """
+    SELECT words.rowid AS passage, m.key AS key, m.id AS id, m.role AS role, m.title AS title,
+        (SELECT added FROM members WHERE session = s.key AND message = m.key) AS created,
+        s.id AS session_id, s.name AS session_name
+    FROM words CROSS JOIN messages m ON m.key = words.rowid >> 20 CROSS JOIN sessions s ON s.id = :session
+    WHERE words MATCH :match AND words.rowid >> 20 IN (
+        SELECT message FROM members JOIN sessions l ON l.key = members.session WHERE l.id = :session)
     ORDER BY words.rowid DESC"""
 
 

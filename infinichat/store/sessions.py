@@ -1,8 +1,8 @@
 """Session rows: names, titles, tips, pins, deletion with a way back.
 
-A session is found by its exact name, its id, or the first six or more characters of its id. Names are unique
-among sessions that are not deleted; a deleted session keeps its name and gets a free one if it comes back to
-find it taken. Functions here take an open connection and leave transactions to their caller.
+A session is found by its exact name, its id, or the first six or more characters of its id. Names are
+unique among sessions that are not deleted; a deleted session keeps its name and gets a free one if it comes
+back to find it taken. Functions here take an open connection and leave transactions to their caller.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ RECENT = f"{_SELECT} WHERE s.deleted_at IS NULL ORDER BY s.updated DESC, s.key D
 
 # A session is found by its own words and by the words of its messages.
 FOUND = f"""{_SELECT} WHERE (s.deleted_at IS NOT NULL) = :deleted AND (
-        s.name LIKE :pattern ESCAPE '\\' OR s.title LIKE :pattern ESCAPE '\\' OR s.key IN (
+        instr(folded(s.name), :text) OR instr(folded(s.title), :text) OR s.key IN (
             SELECT members.session FROM words CROSS JOIN members ON members.message = words.rowid >> 20
             WHERE words MATCH :match))
     ORDER BY s.pinned DESC, s.updated DESC, s.key DESC LIMIT :limit"""
@@ -173,6 +173,11 @@ def not_found(
     return SessionNotFoundError(f"There is no {kind} named {name_or_id[:80]!r}. {hint}")
 
 
+def folded(text: str | None) -> str:
+    """``text`` for comparing without case; SQLite's own comparison knows only the letters a to z."""
+    return (text or "").casefold()
+
+
 def listed(
     connection: sqlite3.Connection,
     *,
@@ -181,16 +186,16 @@ def listed(
     limit: int | None = None,
 ) -> list[SessionRecord]:
     """Sessions, pinned first, then newest used; with ``query`` those whose name, title or words hold it."""
+    connection.create_function("folded", 1, folded, deterministic=True)
     values: dict[str, object] = {"limit": -1 if limit is None else max(0, limit)}
     if query is None or not query.strip():
         statement = DELETED if deleted else LISTED
     else:
         statement = FOUND
         text = storable(query)
-        escaped = re.sub(r"([%_\\])", r"\\\1", text.strip())
         values |= {
             "deleted": deleted,
-            "pattern": f"%{escaped}%",
+            "text": folded(text.strip()),
             # Without a letter or digit there is no word to look for; this phrase holds none and finds
             # nothing.
             "match": match_expression(text) or '""',

@@ -5,8 +5,9 @@
     blanks data       the tensors, one after the other
 
 The metadata holds the format version, what the state is bound to (``SnapshotHeader``), the state's own
-strings (prefix ``state.``) and a SHA-256 over all of that and over every tensor. The reader checks everything
-before it returns anything, and names what differs: a wrong state that is used silently is worse than none.
+strings (prefix ``state.``) and a SHA-256 over all of that and over every tensor. The reader checks
+everything before it returns anything, and names what differs: a wrong state that is used silently is worse
+than none.
 """
 
 from __future__ import annotations

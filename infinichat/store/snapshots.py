@@ -1,12 +1,14 @@
 """Which saved states there are, who uses them, and which may go.
 
 A state is keyed by its chain, the hash of exactly what was fed, so sessions and branches that share a
-beginning share its file ``snapshots/<chain>.safetensors``. The file is on disk before the row that announces
-it, and the row is gone before the file: a process that dies in between leaves a file that nobody counts on.
+beginning share its file ``snapshots/<chain>.safetensors``. The file is on disk before the row that
+announces it, and the row is gone before the file: a process that dies in between leaves a file that nobody
+counts on.
 
-Thinning, per session and model: on the way to the tip the newest four stay, then the oldest of each distance
-4^k ... 4^(k+1) tokens (a rewind replays at most about as much as it goes back); beside it the newest state of
-each of the eight newest other branches. Everything that is removed can be rebuilt from the transcript.
+Thinning, per session and model: on the way to the tip the newest four stay, then the oldest of each
+distance 4^k ... 4^(k+1) tokens (a rewind replays at most about as much as it goes back); beside it the
+newest state of each of the eight newest other branches. Everything that is removed can be rebuilt from the
+transcript.
 """
 
 from __future__ import annotations

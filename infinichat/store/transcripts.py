@@ -3,8 +3,8 @@
 A message's id is a hash over its parent's id and its own content, so two sessions that share a beginning
 share the rows that store it, an edit or a regenerated answer is a sibling, and a damaged row is found by
 hashing it again. A session knows the messages in ``members`` and points to one of them, its tip; its
-transcript is the way from the root to the tip. Only ``reason`` may change, because it says how the text came
-to an end and is no part of it.
+transcript is the way from the root to the tip. Only ``reason`` may change, because it says how the text
+came to an end and is no part of it.
 
 Functions here take an open connection and leave transactions to their caller.
 """
@@ -138,14 +138,17 @@ def message_key(connection: sqlite3.Connection, identity: str, *, session: int |
     return int(row["key"])
 
 
+# A shared message was said in each of its sessions at a time of its own; outside them its first time counts.
 _COLUMNS = """m.id AS id, p.id AS parent, m.role AS role, m.content AS content, m.reason AS reason,
-    m.created AS created, m.title AS title, m.model AS model, m.depth AS depth"""
+    COALESCE(k.added, m.created) AS created, m.title AS title, m.model AS model, m.depth AS depth"""
 
 
-def message(connection: sqlite3.Connection, key: int) -> Message:
+def message(connection: sqlite3.Connection, key: int, *, session: int | None = None) -> Message:
     """The message with this key, which must exist."""
     row = connection.execute(
-        f"SELECT {_COLUMNS} FROM messages m LEFT JOIN messages p ON p.key = m.parent WHERE m.key = ?", (key,)
+        f"SELECT {_COLUMNS} FROM messages m LEFT JOIN messages p ON p.key = m.parent "
+        "LEFT JOIN members k ON k.session = :session AND k.message = m.key WHERE m.key = :key",
+        {"session": session, "key": key},
     ).fetchone()
     return to_message(row)
 
@@ -171,14 +174,17 @@ PATH = f"""
         SELECT m.key, m.parent, m.depth FROM way JOIN messages m ON m.key = way.parent
         LIMIT :limit)
     SELECT {_COLUMNS} FROM way CROSS JOIN messages m ON m.key = way.key
-    LEFT JOIN messages p ON p.key = m.parent"""
+    LEFT JOIN messages p ON p.key = m.parent
+    LEFT JOIN members k ON k.session = :session AND k.message = m.key"""
 
 
-def path(connection: sqlite3.Connection, start: int | None, *, limit: int | None = None) -> list[Message]:
+def path(
+    connection: sqlite3.Connection, session: int, start: int | None, *, limit: int | None = None
+) -> list[Message]:
     """Messages from the root to ``start``; with ``limit`` only the newest so many of them."""
     if start is None:
         return []
-    values = {"start": start, "limit": -1 if limit is None else max(0, limit)}
+    values = {"session": session, "start": start, "limit": -1 if limit is None else max(0, limit)}
     rows = connection.execute(PATH, values).fetchall()
     # Sorted here and not in SQL, which would carry the words of a whole book through its sorter.
     return [to_message(row) for row in sorted(rows, key=lambda row: int(row["depth"]))]

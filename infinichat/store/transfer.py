@@ -90,7 +90,7 @@ def to_markdown(connection: sqlite3.Connection, session: int) -> str:
     parts = [f"# {_one_line(record.title or record.name)}"]
     if record.system:
         parts.append(f"> {record.system.replace(chr(10), chr(10) + '> ')}")
-    for message in transcripts.path(connection, tip):
+    for message in transcripts.path(connection, session, tip):
         parts += [_heading(message), _body(message)]
     return "\n\n".join(parts) + "\n"
 

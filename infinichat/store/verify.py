@@ -1,7 +1,7 @@
 """Is everything that was written still what was written? Every hash is derived again from what is read back.
 
-SQLite's own checks find a damaged page, but not a word that was changed in a valid row, nor a state file that
-was exchanged: only hashing again does. Findings are sentences; an empty list means that all is well.
+SQLite's own checks find a damaged page, but not a word that was changed in a valid row, nor a state file
+that was exchanged: only hashing again does. Findings are sentences; an empty list means that all is well.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ def _snapshots(connection: sqlite3.Connection, paths: Paths) -> Iterator[str]:
     for row in connection.execute("SELECT chain, fingerprint FROM snapshots ORDER BY chain"):
         path = snapshots.snapshot_path(paths.snapshots, row["chain"])
         try:
-            header = stored_header(path)
             read_snapshot(path, expected=None)
+            header = stored_header(path)
         except SnapshotError as exc:
             yield str(exc)
             continue
