@@ -48,6 +48,7 @@ class Context:
         settings = self.settings()
         if self.engine_factory:
             return self.engine_factory(model, settings)
+        self._offer_to_fetch(model)
         from infinichat.engine.load import load_engine
 
         return load_engine(model or settings.model, settings)
@@ -70,6 +71,15 @@ class Context:
         settings = self.settings()
         if engine is None and self.engine_factory:
             engine = self.engine_factory(model, settings)
+        elif engine is None:
+            self._offer_to_fetch(model)
         return open_session(
             name, model=model, new=new, system=system, engine=engine, paths=self.paths, settings=settings
         )
+
+    def _offer_to_fetch(self, model: str | None) -> None:
+        """On a first start, before anything is loaded: ask the person at the keyboard, if there is one."""
+        if self.console.stdin.isatty() and self.console.stderr.isatty():
+            from infinichat.cli.models import offer_to_fetch
+
+            offer_to_fetch(self, model)

@@ -121,7 +121,7 @@ def entry_json(entry: Entry) -> dict[str, object]:
 
 def _pull(args: argparse.Namespace, context: Context, registry: Registry) -> int:
     before = registry.entry(args.name)
-    entry = before if before.installed else fetch(context, registry, args.name)
+    entry = fetch(context, registry, args.name)
     if args.json:
         context.console.json(entry_json(entry))
     else:
@@ -140,6 +140,19 @@ def fetch(context: Context, registry: Registry, name: str | None) -> Entry:
         )
     context.console.clear_progress()
     return entry
+
+
+def offer_to_fetch(context: Context, name: str | None) -> None:
+    """Ask whether to fetch a model whose weights are not here, and do it; a no leaves things as they are."""
+    registry = registry_of(context)
+    entry = registry.entry(name)
+    if entry.installed or entry.problem:
+        return
+    question = (
+        f"The weights of {entry.name} ({size(entry.size_bytes)}) are not on this machine. Fetch them now?"
+    )
+    if context.console.confirm(question, default=True):
+        fetch(context, registry, name)
 
 
 def describe(progress: PullProgress) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -51,6 +52,13 @@ class Pipe:
 
     def __iter__(self) -> Any:
         return iter(self.lines)
+
+
+class Terminal(io.StringIO):
+    """A stream with a person at it."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 @pytest.fixture

@@ -7,11 +7,7 @@ import io
 import pytest
 
 from infinichat.cli.console import Console
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+from tests.cli.conftest import Terminal
 
 
 def console(*, terminal: bool, typed: str = "") -> Console:

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from infinichat.cli import models
+from infinichat.cli.console import Console
+from infinichat.cli.context import Context
 from infinichat.config import load_settings
 from infinichat.paths import Paths
-from tests.cli.conftest import Run
+from tests.cli.conftest import Run, Terminal
 
 # A GGUF without tensors, as far as its header goes.
 DATA = b"GGUF" + struct.pack("<IQQ", 3, 0, 0) + b"\0" * 5000
@@ -137,3 +139,15 @@ def test_nothing_is_written_by_looking(run: Run, own_home: Path) -> None:
     run("models", "list")
     run("models", "info", "tiny")
     assert not own_home.exists() or not any(os.scandir(own_home))
+
+
+@pytest.mark.parametrize(("typed", "fetched"), [("\n", True), ("n\n", False)])
+def test_a_person_is_asked_before_the_first_fetch(
+    typed: str, fetched: bool, paths: Paths, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infinichat.model.base_weights.base_weights_override", lambda: None)
+    asked = Terminal()
+    screen = Console(stdin=Terminal(typed), stdout=Terminal(), stderr=asked)
+    models.offer_to_fetch(Context(paths, screen), "tiny")
+    assert "The weights of tiny (" in asked.getvalue()
+    assert (paths.models / "base" / "base.gguf").exists() is fetched

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import re
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -155,13 +157,18 @@ class Typist:
 
     def __init__(self, **options: object) -> None:
         self.screen = ""
-        pid, self.fd = pty.fork()
-        if pid == 0:  # the chat
-            os.environ["PYTHONPATH"] = str(ROOT)
-            os.environ["TERM"] = "xterm"
-            words = ["--plain", "--session", "t"]
-            os.execv(sys.executable, [sys.executable, "-c", SCRIPT.format(options=options), *words])
-        self.pid = pid
+        self.fd, inside = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT.format(options=options), "--plain", "--session", "t"],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"},
+            stdin=inside,
+            stdout=inside,
+            stderr=inside,
+            start_new_session=True,
+            # Ctrl+C reaches the process only when this is its controlling terminal.
+            preexec_fn=lambda: fcntl.ioctl(inside, termios.TIOCSCTTY, 0),
+        )
+        os.close(inside)
 
     def until(self, pattern: str) -> str:
         deadline = time.monotonic() + 30
@@ -179,7 +186,7 @@ class Typist:
         os.write(self.fd, text.encode())
 
     def status(self) -> int:
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.process.wait(timeout=30)
 
 
 def test_a_person_stops_an_answer_with_ctrl_c_and_leaves_with_ctrl_d(own_home: Path, paths: Paths) -> None:
