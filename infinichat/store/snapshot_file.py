@@ -12,14 +12,15 @@ than none.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, BinaryIO, TypeGuard
 
 from infinichat.errors import SnapshotError
 from infinichat.protocols import StateDump, TensorRecord
@@ -74,17 +75,10 @@ def read_snapshot(path: Path, *, expected: SnapshotHeader | None) -> StateDump:
     Without ``expected`` only the file itself is checked. Raises ``SnapshotError`` naming what is missing,
     damaged or different.
     """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as exc:
-        raise SnapshotError(f"The saved state {path.name} is missing. {_REBUILD}") from exc
-    except OSError as exc:
-        raise SnapshotError(f"The saved state {path} cannot be read ({exc.strerror}). {_REBUILD}") from exc
-    metadata, layout, start = _read_header(path.name, data)
-    _check_format(path.name, metadata)
-    body = memoryview(data)[start:]
-    spans = _spans(path.name, layout, len(body))
-    pieces = [body[a:b] for a, b in spans]
+    with _opened(path) as file:
+        metadata, layout, size = _read_header(path.name, file)
+        _check_format(path.name, metadata)
+        pieces = [file.read(length) for length in _lengths(path.name, layout, size)]
     if _checksum(metadata, layout, pieces) != metadata.get(f"{_PREFIX}checksum"):
         raise SnapshotError(
             f"The saved state {path.name} is damaged: its checksum does not match its content. {_REBUILD}"
@@ -92,7 +86,7 @@ def read_snapshot(path: Path, *, expected: SnapshotHeader | None) -> StateDump:
     if expected is not None:
         _check_binding(path.name, metadata, expected)
     tensors = {
-        name: TensorRecord(dtype=entry["dtype"], shape=tuple(entry["shape"]), data=bytes(piece))
+        name: TensorRecord(dtype=entry["dtype"], shape=tuple(entry["shape"]), data=piece)
         for (name, entry), piece in zip(layout.items(), pieces, strict=True)
     }
     state = {key.removeprefix(_STATE): value for key, value in metadata.items() if key.startswith(_STATE)}
@@ -102,13 +96,8 @@ def read_snapshot(path: Path, *, expected: SnapshotHeader | None) -> StateDump:
 def stored_header(path: Path) -> SnapshotHeader:
     """What the state in ``path`` says it is bound to, without reading its tensors. Raises
     ``SnapshotError``."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(8)
-            data = head + file.read(min(int.from_bytes(head, "little"), MAX_HEADER))
-    except OSError as exc:
-        raise SnapshotError(f"The saved state {path} cannot be read ({exc.strerror}). {_REBUILD}") from exc
-    metadata, _, _ = _read_header(path.name, data)
+    with _opened(path) as file:
+        metadata, _, _ = _read_header(path.name, file)
     _check_format(path.name, metadata)
     values: dict[str, Any] = {
         field.name: metadata.get(f"{_PREFIX}{field.name}", "") for field in fields(SnapshotHeader)
@@ -125,23 +114,35 @@ def _damaged(name: str, what: str) -> SnapshotError:
     return SnapshotError(f"The saved state {name} is damaged: {what}. {_REBUILD}")
 
 
-def _read_header(name: str, data: bytes) -> tuple[dict[str, str], dict[str, Any], int]:
-    """(metadata, tensor layout, offset of the data)."""
-    if len(data) < 8:
-        raise _damaged(name, f"it has {len(data)} bytes and no header (truncated)")
-    length = int.from_bytes(data[:8], "little")
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with path.open("rb") as file:
+            yield file
+    except FileNotFoundError as exc:
+        raise SnapshotError(f"The saved state {path.name} is missing. {_REBUILD}") from exc
+    except OSError as exc:
+        raise SnapshotError(f"The saved state {path} cannot be read ({exc.strerror}). {_REBUILD}") from exc
+
+
+def _read_header(name: str, file: BinaryIO) -> tuple[dict[str, str], dict[str, Any], int]:
+    """(metadata, tensor layout, bytes of tensors that follow); ``file`` then stands at the first tensor."""
+    total = os.fstat(file.fileno()).st_size
+    if total < 8:
+        raise _damaged(name, f"it has {total} bytes and no header (truncated)")
+    length = int.from_bytes(file.read(8), "little")
     if length > MAX_HEADER:
         raise _damaged(name, f"its header claims {length} bytes, at most {MAX_HEADER} are possible")
-    if len(data) < 8 + length:
-        raise _damaged(name, f"it has {len(data)} bytes, its header alone {8 + length} (truncated)")
+    if total < 8 + length:
+        raise _damaged(name, f"it has {total} bytes, its header alone {8 + length} (truncated)")
     try:
-        layout = json.loads(data[8 : 8 + length].decode("utf-8"))
+        layout = json.loads(file.read(length).decode("utf-8"))
     except (ValueError, RecursionError) as exc:
         raise _damaged(name, f"its header cannot be read ({type(exc).__name__})") from exc
     metadata = layout.pop("__metadata__", None) if isinstance(layout, dict) else None
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _damaged(name, "its header holds no metadata")
-    return metadata, layout, 8 + length
+    return metadata, layout, total - 8 - length
 
 
 def _check_format(name: str, metadata: Mapping[str, str]) -> None:
@@ -157,9 +158,9 @@ def _check_format(name: str, metadata: Mapping[str, str]) -> None:
         )
 
 
-def _spans(name: str, layout: Mapping[str, Any], size: int) -> list[tuple[int, int]]:
-    """Where each tensor lies; together they must fill the data exactly, in order."""
-    spans = []
+def _lengths(name: str, layout: Mapping[str, Any], size: int) -> list[int]:
+    """How many bytes each tensor has; together they must fill the data exactly, in order."""
+    lengths = []
     end = 0
     for entry in layout.values():
         if not isinstance(entry, dict):
@@ -175,12 +176,12 @@ def _spans(name: str, layout: Mapping[str, Any], size: int) -> list[tuple[int, i
             or not _DTYPE.fullmatch(entry["dtype"])
         ):
             raise _damaged(name, "its header does not say where the tensors lie")
-        start, end = offsets
-        spans.append((start, end))
+        lengths.append(offsets[1] - end)
+        end = offsets[1]
     if end != size:
         kind = "truncated" if size < end else "something was added"
         raise _damaged(name, f"its tensors have {size} bytes, expected {end} ({kind})")
-    return spans
+    return lengths
 
 
 def _integers(value: object) -> TypeGuard[list[int]]:
@@ -206,9 +207,7 @@ def _short(value: str) -> str:
     return value if len(value) <= 40 else f"{value[:12]}…"
 
 
-def _checksum(
-    metadata: Mapping[str, str], layout: Mapping[str, Any], pieces: list[bytes] | list[memoryview]
-) -> str:
+def _checksum(metadata: Mapping[str, str], layout: Mapping[str, Any], pieces: list[bytes]) -> str:
     """SHA-256 (hex) over the sorted metadata without the checksum, the layout in order, and all tensor
     bytes."""
     described = {key: value for key, value in metadata.items() if key != f"{_PREFIX}checksum"}
