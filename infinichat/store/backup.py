@@ -107,8 +107,7 @@ def _scratch(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _beside(file: Path) -> Iterator[IO[bytes]]:
-    """A file that becomes ``file`` when the block ends well. The user's folder keeps its mode and gets no
-    other."""
+    """A file that becomes ``file`` when the block ends well. The user's folder keeps its mode."""
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     with disk_errors(file, doing="writing"):
         try:

@@ -65,8 +65,7 @@ def sentence(exc: sqlite3.Error, path: Path) -> StoreError:
 
 @contextlib.contextmanager
 def sentences(path: Path) -> Iterator[None]:
-    """Raise ``DatabaseError`` or ``DiskError`` in place of what ``sqlite3`` raises for the file's or disk's
-    state.
+    """Raise ``DatabaseError`` or ``DiskError`` where ``sqlite3`` complains about the file or the disk.
 
     A violated constraint or a misused connection is a bug and passes unchanged.
     """
@@ -79,8 +78,7 @@ def sentences(path: Path) -> Iterator[None]:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open ``path`` without changing anything in it; no transaction is ever begun behind the caller's
-    back."""
+    """Open ``path`` without changing anything in it; transactions begin only when told to."""
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
     connection.row_factory = sqlite3.Row
     return connection
@@ -103,8 +101,7 @@ class Database:
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:
-        """A connection outside any transaction, for statements that do not run inside one (``VACUUM
-        INTO``)."""
+        """A connection outside any transaction, for statements that refuse to run in one."""
         with sentences(self.path):
             connection = self._take()
             try:
@@ -168,8 +165,7 @@ class Database:
 
 
 def _rollback(connection: sqlite3.Connection) -> None:
-    """End whatever transaction is open; after a successful COMMIT, or SQLite's own rollback, there is
-    none."""
+    """End the transaction that is open; after COMMIT, or SQLite's own rollback, there is none."""
     if connection.in_transaction:
         with contextlib.suppress(sqlite3.Error):
             connection.execute("ROLLBACK")

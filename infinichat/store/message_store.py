@@ -66,15 +66,13 @@ class MessageStore(StoreBase):
             return sessions.by_key(connection, key).messages
 
     def siblings(self, message_id: str, session_id: str) -> list[str]:
-        """Ids of the messages of this session with the same parent and role, itself included, oldest
-        first."""
+        """Ids of this session's messages with the same parent and role, itself included, oldest first."""
         with self._session_read(session_id) as (connection, key):
             message = transcripts.message_key(connection, message_id, session=key)
             return transcripts.siblings(connection, key, message)
 
     def newest_descendant(self, message_id: str, session_id: str) -> str:
-        """Id of the end of the branch through this message that was written last (perhaps the message
-        itself)."""
+        """Id of the end of the branch through this message that was written last; perhaps its own."""
         with self._session_read(session_id) as (connection, key):
             message = transcripts.message_key(connection, message_id, session=key)
             return transcripts.message(connection, transcripts.newest_descendant(connection, key, message)).id
@@ -160,8 +158,7 @@ class MessageStore(StoreBase):
     # -- search --
 
     def search(self, query: str, *, session_id: str | None = None, limit: int = 50) -> list[SearchHit]:
-        """Messages that hold all the words (the last one may be a beginning), newest first. Any string is
-        safe."""
+        """Messages with all the words (the last may be a beginning), newest first. Any string is safe."""
         with self._database.read() as connection:
             return search.search(connection, query, session_id=session_id, limit=limit)
 

@@ -1,5 +1,4 @@
-"""The shape of the database, as the steps that made it. ``PRAGMA user_version`` says how many have been
-taken.
+"""The shape of the database, as the steps that made it; ``PRAGMA user_version`` counts those taken.
 
 Each step runs in one transaction together with its number, so a process that dies in the middle leaves the
 old shape. Before a step changes an existing database, a whole copy is put into the backups folder. A

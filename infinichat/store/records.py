@@ -1,5 +1,4 @@
-"""The values that the store takes and returns: plain frozen dataclasses, no connection and no file behind
-them.
+"""The values that the store takes and returns: frozen dataclasses, no connection and no file behind them.
 
 A ``Message`` (``infinichat.messages``) is a node of the tree; what is here describes everything around it:
 the session that points into the tree, what was fed to the model for a message, the answer that is still
@@ -38,8 +37,7 @@ class SessionRecord:
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """Ids that entered a state in one go. ``chain`` names the state after them (a hash over all that was
-    fed)."""
+    """Ids that entered a state in one go. ``chain`` names the state after them: a hash over all."""
 
     mode: FeedMode
     ids: tuple[int, ...]
@@ -83,8 +81,7 @@ class SearchHit:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotHeader:
-    """What a snapshot is bound to. Every field except ``model`` (a name, for messages) must agree at
-    loading."""
+    """What a snapshot is bound to. At loading every field but ``model``, a name, must agree."""
 
     fingerprint: str
     tokenizer: str
@@ -99,8 +96,7 @@ class SnapshotHeader:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotRow:
-    """One saved state. ``message_id`` is the message it belongs to, ``None`` while no feed with its chain is
-    known."""
+    """One saved state. ``message_id`` is ``None`` while no feed with its chain is known."""
 
     chain: str
     fingerprint: str

@@ -144,8 +144,7 @@ def _hit(connection: sqlite3.Connection, row: sqlite3.Row, expression: str) -> S
 
 
 def _unmark(marked: str, opening: str, closing: str) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """Take the marks out and say where they were; then cut around the first match (a "word" can be very
-    long)."""
+    """Take the marks out, say where they were, and cut around the first match: a "word" can be endless."""
     text, matches = "", []
     for piece in marked.split(opening):
         match, closed, rest = piece.partition(closing)

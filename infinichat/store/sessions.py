@@ -60,8 +60,7 @@ def to_record(row: sqlite3.Row) -> SessionRecord:
 
 
 def checked_name(name: str) -> str:
-    """``name`` without blanks around it. Raises ``UsageError`` for one that a list or a shell could not
-    show."""
+    """``name`` without blanks around it. Raises ``UsageError`` for one that no list could show."""
     name = storable(name).strip()
     if not name or len(name) > MAX_NAME or not name.isprintable():
         raise UsageError(
@@ -72,8 +71,7 @@ def checked_name(name: str) -> str:
 
 
 def free_name(connection: sqlite3.Connection, wanted: str) -> str:
-    """``wanted``, or with the first number behind it that makes it free: ``notes``, ``notes-2``,
-    ``notes-3``."""
+    """``wanted``, or with the first number that makes it free: ``notes``, ``notes-2``, ``notes-3``."""
     taken = {row["name"] for row in connection.execute("SELECT name FROM sessions WHERE deleted_at IS NULL")}
     if wanted not in taken:
         return wanted
@@ -136,8 +134,7 @@ def by_key(connection: sqlite3.Connection, key: int) -> SessionRecord:
 
 
 def find(connection: sqlite3.Connection, name_or_id: str, *, deleted: bool = False) -> SessionRecord | None:
-    """The session with this name, id or beginning of an id. Raises ``UsageError`` when two ids begin like
-    this."""
+    """The session with this name, id or beginning of an id. Raises ``UsageError`` when two ids begin so."""
     wanted = storable(name_or_id).strip()
     state = "s.deleted_at IS NOT NULL" if deleted else "s.deleted_at IS NULL"
     row = connection.execute(

@@ -94,8 +94,7 @@ def read_snapshot(path: Path, *, expected: SnapshotHeader | None) -> StateDump:
 
 
 def stored_header(path: Path) -> SnapshotHeader:
-    """What the state in ``path`` says it is bound to, without reading its tensors. Raises
-    ``SnapshotError``."""
+    """What the state in ``path`` says it is bound to; reads no tensors. Raises ``SnapshotError``."""
     with _opened(path) as file:
         metadata, _, _ = _read_header(path.name, file)
     _check_format(path.name, metadata)
@@ -208,8 +207,7 @@ def _short(value: str) -> str:
 
 
 def _checksum(metadata: Mapping[str, str], layout: Mapping[str, Any], pieces: list[bytes]) -> str:
-    """SHA-256 (hex) over the sorted metadata without the checksum, the layout in order, and all tensor
-    bytes."""
+    """SHA-256 (hex) over the sorted metadata without the checksum, the layout, and all tensors."""
     described = {key: value for key, value in metadata.items() if key != f"{_PREFIX}checksum"}
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode("utf-8"))
     digest.update(json.dumps(layout).encode("utf-8"))
@@ -219,8 +217,7 @@ def _checksum(metadata: Mapping[str, str], layout: Mapping[str, Any], pieces: li
 
 
 def remove_file(path: Path) -> None:
-    """Remove a snapshot file; one that is gone already is fine, one that cannot be removed waits for a
-    sweep."""
+    """Remove a snapshot file; one that is gone is fine, one that cannot be removed waits."""
     try:
         os.unlink(path)
     except OSError:

@@ -31,8 +31,7 @@ _CHAIN = re.compile(r"[0-9A-Za-z_-]{1,128}")
 
 
 def snapshot_path(folder: Path, chain: str) -> Path:
-    """The file for a chain. Raises ``UsageError`` for a chain that is no plain name (it becomes a file
-    name)."""
+    """The file for a chain. Raises ``UsageError`` for a chain that could be a path."""
     if _CHAIN.fullmatch(chain) is None:
         raise UsageError(f"{chain[:40]!r} is not a chain; expected up to 128 letters and digits.")
     return folder / f"{chain}.safetensors"

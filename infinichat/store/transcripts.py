@@ -47,8 +47,7 @@ def check_reason(reason: str) -> None:
 
 
 def storable(text: str) -> str:
-    """``text`` with lone surrogates, which no encoding can store, as U+FFFD. Everything else is kept as it
-    is."""
+    """``text`` with lone surrogates, which no encoding can store, as U+FFFD; all else is kept."""
     return _SURROGATE.sub("\ufffd", text)
 
 

@@ -118,8 +118,7 @@ def _one_line(text: str) -> str:
 
 
 def parse(text: str) -> ImportedSession:
-    """Check everything in an export before anything is stored. Raises ``UsageError`` naming the first
-    fault."""
+    """Check all of an export before anything is stored. Raises ``UsageError`` naming the first fault."""
     if len(text) > MAX_TEXT:
         _refuse(f"it has {len(text)} characters, at most {MAX_TEXT} are read")
     try:
