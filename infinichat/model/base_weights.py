@@ -29,7 +29,7 @@ from infinichat.model.pull import (
     by_hand,
     pull_base,
 )
-from infinichat.model.safetensors_file import check_safetensors
+from infinichat.model.safetensors_file import check_safetensors, has_weights
 from infinichat.paths import Paths
 from infinichat.protocols import CancelFlag
 
@@ -43,7 +43,8 @@ class BaseWeights:
     def __init__(self, paths: Paths) -> None:
         self.folder = paths.models / "base"
         """Where pulled base weights are, and where a user may put them by hand."""
-        self._stamps = paths.cache / "checked-weights.json"
+        self.stamps = paths.cache / "checked-weights.json"
+        """The cache of files whose checksum was right (``checksums.check_pinned``)."""
 
     def find(self, name: str, checkpoint: Path, *, on_progress: OnProgress | None = None) -> Path:
         """The checked GGUF or folder that ``checkpoint`` (called ``name``) stands on; the checkpoint itself
@@ -119,10 +120,10 @@ class BaseWeights:
 
     def forget_checks(self) -> None:
         """Have every file's bytes read again the next time."""
-        self._stamps.unlink(missing_ok=True)
+        self.stamps.unlink(missing_ok=True)
 
     def _check(self, file: Path, size: int, sha256: str, on_progress: OnProgress | None = None) -> None:
-        check_pinned(file, size, sha256, stamps=self._stamps, on_progress=_checking(file.name, on_progress))
+        check_pinned(file, size, sha256, stamps=self.stamps, on_progress=_checking(file.name, on_progress))
 
     def _override(self, pinned: BaseFile) -> Path | None:
         override = base_weights_override()
@@ -167,25 +168,26 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def check_own_files(checkpoint: Path) -> None:
-    """Raise ``ModelFileError`` unless every file that "files" of a checkpoint's configuration pins is that
-    file, every safetensors file is whole, and a trained memory is there. Reads all bytes of the pinned
-    ones."""
+def check_own_files(checkpoint: Path, *, stamps: Path | None = None) -> None:
+    """Raise ``ModelFileError`` unless the trained memory is there, every file that "files" of the
+    configuration pins is that file, and every safetensors file is whole. ``stamps`` as in
+    ``checksums.check_pinned``."""
     config = read_config(checkpoint)
+    memory = checkpoint / MEMORY_FILE
+    if config.get("memory_trained") and base_of(config, checkpoint) is not None and not memory.is_file():
+        raise ModelFileError(
+            f"{checkpoint} says that its memory is trained, but {MEMORY_FILE} is missing. Get the checkpoint "
+            "again."
+        )
     for name, (size, sha256) in _pins(config, checkpoint).items():
-        check_pinned(checkpoint / name, size, sha256)
+        check_pinned(checkpoint / name, size, sha256, stamps=stamps)
     for file in sorted(checkpoint.glob("*.safetensors")):
         check_safetensors(file)
-    lacks_memory = config.get("base") is not None and not (checkpoint / MEMORY_FILE).is_file()
-    if config.get("memory_trained") and lacks_memory:
-        raise ModelFileError(
-            f"{checkpoint} says that its memory is trained, but {MEMORY_FILE} is missing. Get it again."
-        )
 
 
 def base_of(config: dict[str, Any], checkpoint: Path) -> dict[str, Any] | None:
-    """ "base" of a checkpoint's configuration; ``None`` when it holds all its weights."""
-    base = config.get("base")
+    """ "base" of a checkpoint's configuration; ``None`` when it holds all its weights itself."""
+    base = None if has_weights(checkpoint) else config.get("base")
     if base is None or isinstance(base, dict):
         return base
     raise _unusable(checkpoint, TypeError(type(base).__name__))

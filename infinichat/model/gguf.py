@@ -193,8 +193,11 @@ def _llama3_scaling(file: GgufFile) -> dict[str, Any]:
     }
 
 
-def gguf_tensors(file: GgufFile, *, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Every weight of the file as ``(transformers' name, tensor)``, one at a time, each a copy in ``dtype``.
+def gguf_tensors(
+    file: GgufFile, *, dtype: torch.dtype | Callable[[str], torch.dtype]
+) -> Iterator[tuple[str, Tensor]]:
+    """Every weight of the file as ``(transformers' name, tensor)``, one at a time, each a copy in ``dtype``
+    (one for all, or what a function says for a name).
 
     Raises ``ModelFileError`` when the file's table does not fit the file, ``UnsupportedModelError`` naming a
     tensor that a Llama does not have or whose type cannot be read.
@@ -215,7 +218,7 @@ def gguf_tensors(file: GgufFile, *, dtype: torch.dtype) -> Iterator[tuple[str, T
         projection = name.split(".")[-2]
         if projection in heads:
             weights = _halves(weights, heads[projection], tensor, file)
-        yield name, weights.to(dtype)
+        yield name, weights.to(dtype(name) if callable(dtype) else dtype)
 
 
 def _halves(weights: Tensor, heads: int, tensor: GgufTensor, file: GgufFile) -> Tensor:

@@ -121,7 +121,10 @@ class _Cursor:
             found.append(buffer[at + 8 : end])
             at = end
         self.at = at
-        return [self.decoded(raw) for raw in found]
+        try:
+            return [raw.decode() for raw in found]
+        except UnicodeDecodeError:
+            return [self.decoded(raw) for raw in found]  # raises with a sentence
 
     def value(self, kind: int) -> Any:
         if kind in _SCALARS:

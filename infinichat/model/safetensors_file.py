@@ -42,6 +42,11 @@ def refuse_pickle(path: Path) -> None:
         )
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds a model's weights as safetensors."""
+    return (folder / INDEX).is_file() or (folder / SINGLE).is_file()
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files with a folder's weights: those that the index names, or the single one.
 

@@ -1,0 +1,276 @@
+"""A name or path becomes a model with its tokenizer, ready to run.
+
+Three kinds are taken (``registry.py`` tells them apart): a checkpoint folder made here, whose base weights
+are elsewhere and pinned; a Hugging Face folder with safetensors; a GGUF file. The last two are wrapped on the
+fly with an untrained, closed memory: they are their base model with a sliding window.
+
+    loaded = load_model("smollm2-135m-infini", dtype=torch.bfloat16)
+    loaded.model(ids), loaded.tokenizer.encode("Hi"), loaded.fingerprint
+
+The loader checks everything and the caller nothing: what it returns has every weight in place, finite, and a
+vocabulary that fits. Memory parameters stay float32 whatever ``dtype`` is. Nothing of pickle is ever opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from infinichat.errors import ConfigError, ModelFileError
+from infinichat.model.base_weights import MEMORY_FILE, base_of, check_own_files, read_config
+from infinichat.model.checksums import quick_digest, sha256_of
+from infinichat.model.configuration_infini import InfiniConfig
+from infinichat.model.families import Family, chat_format_of, default_memory_layers, family_of
+from infinichat.model.gguf import gguf_config
+from infinichat.model.gguf_file import GgufFile, read_gguf_header
+from infinichat.model.gguf_tokenizer import gguf_tokenizer
+from infinichat.model.layer_state import wide_dtype
+from infinichat.model.modeling_infini import InfiniForCausalLM
+from infinichat.model.registry import Entry, Registry
+from infinichat.model.safetensors_file import weight_files
+from infinichat.model.tokenizer import Tokenizer, folder_tokenizer
+from infinichat.model.weights import fill, read_weights, stored_names
+
+_MEMORY = ".memory."  # in the name of every memory parameter
+DEFAULT_WINDOW, DEFAULT_SEGMENT, DEFAULT_SINKS = 1024, 256, 4
+
+# Fields of the configuration that change no result; everything else is part of a model's fingerprint.
+_NO_RESULT = {"base", "files", "family", "chat_format", "use_cache", "initializer_range", "kwargs", "self"}
+_NO_RESULT |= {"rope_theta", "rope_scaling"}  # kept as infini_rope
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model on the CPU in evaluation mode. ``fingerprint`` (hex SHA-256) covers base weights, trained
+    weights and every configuration value that changes a result, window and segment included, but not the
+    dtype."""
+
+    model: InfiniForCausalLM
+    tokenizer: Tokenizer
+    name: str
+    fingerprint: str
+    trained: bool
+    chat_format: str
+    parameters: int
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The pretrained weights under a model: where, of which family, with which configuration."""
+
+    weights: Path
+    family: Family
+    arguments: dict[str, Any]
+    tokenizer: Tokenizer
+    header: GgufFile | None
+
+
+def load_model(
+    ref: str | Path | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    window: int | None = None,
+    segment: int | None = None,
+    registry: Registry | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> LoadedModel:
+    """Load the model of this name or path (without one the default), with ``window`` and ``segment`` (tokens)
+    in place of its own where given. ``on_progress`` gets tensors read and tensors in all.
+
+    Raises ``ModelNotFoundError`` with the next step, ``ModelFileError`` naming file and tensor,
+    ``UnsupportedModelError``, ``ConfigError`` for values that cannot work together.
+    """
+    registry = registry or Registry()
+    entry = registry.entry(ref)
+    weights = registry.base_weights(entry.path)
+    source = read_source(weights)
+    made_here = entry.kind == "checkpoint"
+    if made_here:
+        check_own_files(entry.path, stamps=registry.base.stamps)
+    config = checkpoint_config(entry.path, source) if made_here else wrapped_config(source)
+    with_sizes(config, window, segment)
+    model = build(config, source, memory=_memory_file(entry), dtype=dtype, on_progress=on_progress)
+    _check_vocabulary(source.tokenizer, config, entry.path)
+    return LoadedModel(
+        model=model,
+        tokenizer=source.tokenizer,
+        name=entry.name,
+        fingerprint=_fingerprint(entry, weights, config),
+        trained=config.memory_trained,
+        chat_format=config.chat_format,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        path=entry.path,
+    )
+
+
+def read_source(weights: Path) -> Source:
+    """Configuration and tokenizer of a GGUF file, a Hugging Face folder or a complete checkpoint folder."""
+    header = read_gguf_header(weights) if weights.is_file() else None
+    if header is not None:
+        raw, tokenizer = gguf_config(header), gguf_tokenizer(header)
+    else:
+        raw, tokenizer = read_config(weights), folder_tokenizer(weights)
+        if raw.get("model_type") == InfiniConfig.model_type:
+            rope = raw.get("infini_rope") or {}
+            raw = {**raw, "model_type": raw.get("family", "llama")}
+            raw |= {"rope_theta": rope.get("theta"), "rope_scaling": rope.get("scaling")}
+    family = family_of(raw, weights)
+    return Source(weights, family, family.config(raw, weights), tokenizer, header)
+
+
+def wrapped_config(source: Source, **chosen: Any) -> InfiniConfig:
+    """The configuration of ``source`` with an untrained memory; ``chosen`` are ``InfiniConfig``'s own
+    arguments.
+
+    The window is never longer than what the model was trained for. Raises ``ConfigError``.
+    """
+    longest = int(source.arguments["max_position_embeddings"])
+    window = min(DEFAULT_WINDOW, longest)
+    segment = min(DEFAULT_SEGMENT, chosen.get("window") or window)
+    own: dict[str, Any] = {
+        "window": window,
+        "segment": segment,
+        "sinks": min(DEFAULT_SINKS, segment),
+        "memory_layers": default_memory_layers(source.arguments["num_hidden_layers"]),
+        "chat_format": chat_format_of(source.tokenizer),
+        "family": source.family.name,
+    }
+    own |= {key: value for key, value in chosen.items() if value is not None}
+    if own["window"] > longest:
+        raise ConfigError(
+            f"window is {own['window']}, but {source.weights.name} was trained for {longest} tokens. Choose "
+            f"{longest} or less."
+        )
+    return InfiniConfig(**source.arguments, **own)
+
+
+def checkpoint_config(folder: Path, source: Source) -> InfiniConfig:
+    """A checkpoint folder's configuration. Raises ``ConfigError`` naming a value that it does not share with
+    the base weights it stands on: their outputs would silently be wrong."""
+    raw = {key: value for key, value in read_config(folder).items() if key not in ("model_type", "files")}
+    try:
+        config = InfiniConfig(**raw)
+    except TypeError as error:
+        raise ConfigError(
+            f"{folder / 'config.json'} cannot be used: {error}. Get the checkpoint again."
+        ) from error
+    base = InfiniConfig(**source.arguments)
+    for key in (*source.arguments, "infini_rope"):
+        if key in ("rope_theta", "rope_scaling") or key.endswith("_token_id"):
+            continue
+        ours, theirs = getattr(config, key), getattr(base, key)
+        if ours != theirs:
+            raise ConfigError(
+                f"{folder / 'config.json'} says {key} = {ours!r}, but {source.weights.name} has {theirs!r}. "
+                "Get the checkpoint again, or make it again with `infinichat retrofit`."
+            )
+    return config
+
+
+def with_sizes(config: InfiniConfig, window: int | None, segment: int | None) -> None:
+    """Put another window or segment in place. Raises ``ConfigError`` when they cannot work together."""
+    if window is not None:
+        config.window = window
+        config.segment = min(config.segment, window) if segment is None else segment
+    elif segment is not None:
+        config.segment = segment
+    config.sinks = min(config.sinks, config.segment)
+    config._check()
+
+
+def build(
+    config: InfiniConfig,
+    source: Source,
+    *,
+    memory: Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> InfiniForCausalLM:
+    """The model of ``config`` with the weights of ``source`` and the trained parts in the safetensors file
+    ``memory``; without it the memories have their closed start, the same every time.
+
+    Raises ``ModelFileError`` and ``UnsupportedModelError`` naming the tensor.
+    """
+    with torch.device("meta"):
+        model = InfiniForCausalLM(config)
+
+    def precision(name: str) -> torch.dtype:
+        return wide_dtype(dtype) if _MEMORY in name else dtype
+
+    stored = read_weights(source.weights, dtype=precision, header=source.header)
+    if memory is not None:
+        stored = chain(stored, read_weights(memory, dtype=precision))
+    names = list(model.state_dict())
+    complete = memory is not None or any(_MEMORY in name for name in stored_names(source.weights))
+    complete = complete or config.memory_trained
+    fill(
+        model,
+        stored,
+        wanted=names if complete else [name for name in names if _MEMORY not in name],
+        rename=source.family.tensor_name,
+        on_progress=on_progress,
+    )
+    if not complete:
+        start_memories(model, wide_dtype(dtype))
+    model.tie_weights()
+    config.dtype = dtype
+    model.train(False)
+    return model
+
+
+def start_memories(model: InfiniForCausalLM, dtype: torch.dtype) -> None:
+    """Give every memory of ``model`` its untrained, closed start, drawn from a generator of its own."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for layer in model.model.layers:
+            if layer.memory is not None:
+                layer.memory.to_empty(device="cpu").to(dtype)
+                model._init_weights(layer.memory)
+
+
+def _memory_file(entry: Entry) -> Path | None:
+    """The trained parts of a checkpoint that stands on base weights elsewhere."""
+    file = entry.path / MEMORY_FILE
+    if entry.kind != "checkpoint" or base_of(read_config(entry.path), entry.path) is None:
+        return None
+    return file if file.is_file() else None
+
+
+def _check_vocabulary(tokenizer: Tokenizer, config: InfiniConfig, path: Path) -> None:
+    # More rows than tokens is common (padding to a round number); fewer would make ids out of range.
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ModelFileError(
+            f"{path} has a tokenizer of {tokenizer.vocab_size:,} tokens but embeddings for "
+            f"{config.vocab_size:,}; they belong to different models. Get the model again."
+        )
+
+
+def _fingerprint(entry: Entry, weights: Path, config: InfiniConfig) -> str:
+    base = base_of(read_config(entry.path), entry.path) if entry.kind == "checkpoint" else None
+    memory = _memory_file(entry)
+    fields = [name for name in inspect.signature(InfiniConfig.__init__).parameters if name not in _NO_RESULT]
+    described = {
+        "config": {name: getattr(config, name) for name in (*fields, "infini_rope", "tie_word_embeddings")},
+        "weights": _weights_digest(base, weights),
+        "memory": None if memory is None else sha256_of(memory),
+    }
+    canonical = json.dumps(described, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(b"infinichat-model-1\0" + canonical.encode()).hexdigest()
+
+
+def _weights_digest(base: dict[str, Any] | None, weights: Path) -> list[str]:
+    """What tells the weights apart: the pinned checksums, or samples of files that nobody pinned."""
+    if base is not None and "sha256" in base:
+        return [base["sha256"]]
+    if base is not None:
+        return sorted(pin["sha256"] for name, pin in base["files"].items() if name.endswith(".safetensors"))
+    return [quick_digest(file) for file in (weight_files(weights) if weights.is_dir() else [weights])]
