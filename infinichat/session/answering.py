@@ -165,6 +165,9 @@ def commit(keeper: StateKeeper, growing: Growing, reason: FinishReason) -> Messa
     """The answer as a message on disk. Without a single new id what stood here before stays."""
     store = keeper.store
     if growing.replaces is not None and not growing.new_ids:
+        if reason == "stop" and growing.content == growing.replaces.content:
+            # It was whole already, and only the end token was missing when it was interrupted.
+            return store.set_reason(growing.replaces.id, "stop")
         return store.message(growing.replaces.id)
     if store.session(keeper.session_id).tip != growing.parent.id:
         # A crash between here and the commit finds the draft and goes on from it.
