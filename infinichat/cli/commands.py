@@ -41,6 +41,7 @@ COMMANDS = (
     Command("sessions", "infinichat.cli.sessions", "list, show, search, rename, delete, export, branch"),
     Command("models", "infinichat.cli.models", "list, pull, info, use, remove, verify checkpoints"),
     Command("memory", "infinichat.cli.memory", "what a session's memory holds", model=True),
+    Command("retrofit", "infinichat.cli.retrofit", "a pretrained model becomes a checkpoint"),
     Command("doctor", "infinichat.cli.doctor", "check this machine and say what to do next"),
     Command("locate", "infinichat.cli.locate", "where things are on disk"),
     Command("backup", "infinichat.cli.backup", "every session and state in one file"),
