@@ -326,7 +326,7 @@ class ChatFormat:
             return self.encode_answer(message.content, closed=False)
         first = previous is None
         after_answer = previous is not None and previous.role != "document"
-        cut = previous is not None and previous.role == "document" and previous.reason == "stopped"
+        cut = previous is not None and previous.role == "document" and previous.reason != "complete"
         if message.role == "user":
             return self.encode_user(
                 message.content, first=first, system=system, after_answer=after_answer, after_cut_document=cut
@@ -338,7 +338,7 @@ class ChatFormat:
             system=system,
             after_answer=after_answer,
             after_cut_document=cut,
-            closed=message.reason != "stopped",
+            closed=message.reason == "complete",
         )
 
     def encode_conversation(self, messages: Iterable[Spoken], *, system: str | None = None) -> Encoded:

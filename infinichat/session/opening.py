@@ -47,7 +47,9 @@ def open_session(
         if record is None:
             # The engine first: when it cannot be loaded, no empty session is left behind.
             if engine is None:
-                loaded = undo.enter_context(contextlib.closing(_load(model or settings.model, settings)))
+                loaded = undo.enter_context(
+                    contextlib.closing(_load(model or settings.model, settings, paths))
+                )
             used = engine or loaded
             assert used is not None
             record = opened.create_session(name, system=system, model=_model_name(model, used))
@@ -58,7 +60,9 @@ def open_session(
             record = _with_system(opened, opened.session(record.id), system)
             if engine is None:
                 wanted = model or record.model or settings.model
-                loaded = undo.enter_context(contextlib.closing(_load(wanted, settings, session=record)))
+                loaded = undo.enter_context(
+                    contextlib.closing(_load(wanted, settings, paths, session=record))
+                )
             used = engine or loaded
             assert used is not None
             opened.set_model(record.id, _model_name(model, used))
@@ -97,11 +101,13 @@ def _with_system(store: Store, record: SessionRecord, system: str | None) -> Ses
     return store.session(record.id)
 
 
-def _load(model: str | None, settings: Settings, *, session: SessionRecord | None = None) -> Engine:
+def _load(
+    model: str | None, settings: Settings, paths: Paths, *, session: SessionRecord | None = None
+) -> Engine:
     from infinichat.engine.load import load_engine
 
     try:
-        return load_engine(model, settings)
+        return load_engine(model, settings, cache=paths.cache)
     except ModelNotFoundError as error:
         if session is None or session.model != model:
             raise
