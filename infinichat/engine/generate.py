@@ -1,0 +1,195 @@
+"""``InfiniEngine``: ids in, ids out, on a state that belongs to the caller (``protocols.Engine``).
+
+Reading ("prefill") runs the model over whole segments and looks for a cancel between two of them; answering
+("decode") runs a ``Step`` for each id. Every generated id is fed exactly once, an end token never, so the
+state has seen what was said and nothing else. The next id comes from the state's last hidden state: a state
+that was just loaded answers without being fed anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infinichat.engine.detokenize import StreamDecoder
+from infinichat.engine.kernels import ModuleStep, Step
+from infinichat.engine.report import layer_reports
+from infinichat.engine.sampling import Sampler
+from infinichat.engine.state import dump_cache, load_cache, state_meta
+from infinichat.errors import StateError, UsageError
+from infinichat.messages import LayerMemory, SamplingOptions
+from infinichat.model.cache import InfiniCache
+from infinichat.model.modeling_infini import InfiniForCausalLM
+from infinichat.protocols import (
+    CancelFlag,
+    EngineInfo,
+    FeedMode,
+    FeedProgress,
+    GeneratedToken,
+    StateDump,
+    TextTokenizer,
+)
+
+DECODE_REPORT = 64
+"""Ids between two reports when ids are fed one by one (``protocols.Engine.feed``)."""
+
+
+class InfiniEngine:
+    """The engine over a model in memory.
+
+    Args:
+        model: in evaluation mode, on its device, in the dtype that reading runs in.
+        tokenizer: turns ids into bytes.
+        info: what to report; its fingerprint is what a saved state must match.
+        step: what runs single ids; the model's own forward when not given.
+    """
+
+    def __init__(
+        self,
+        model: InfiniForCausalLM,
+        tokenizer: TextTokenizer,
+        *,
+        info: EngineInfo,
+        step: Step | None = None,
+    ) -> None:
+        self.model = model
+        self.step = step or ModuleStep(model)
+        self._tokenizer = tokenizer
+        self._info = info
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        return self._tokenizer
+
+    @torch.inference_mode()
+    def new_state(self) -> InfiniCache:
+        return _settled(self.model.model.new_cache())
+
+    def tokens_seen(self, state: Any) -> int:
+        return _cache(state).tokens_seen
+
+    def window_tokens(self, state: Any) -> int:
+        return _cache(state).window_tokens
+
+    def feed(
+        self, state: Any, ids: Sequence[int], *, mode: FeedMode = "prefill", cancel: CancelFlag | None = None
+    ) -> Iterator[FeedProgress]:
+        cache = _cache(state)
+        self._check_ids(ids)
+        done = 0
+        while done < len(ids):
+            if cancel is not None and cancel.is_set():
+                return
+            if mode == "decode":
+                count = min(DECODE_REPORT, len(ids) - done)
+                count = self._decode(cache, ids[done : done + count], cancel)
+            else:
+                count = min(self._to_segment_end(cache), len(ids) - done)
+                self._prefill(cache, ids[done : done + count])
+            done += count
+            yield FeedProgress(done, len(ids))
+
+    def generate(
+        self,
+        state: Any,
+        options: SamplingOptions,
+        *,
+        end_ids: Sequence[int],
+        cancel: CancelFlag | None = None,
+    ) -> Iterator[GeneratedToken]:
+        cache = _cache(state)
+        if cache.last_hidden is None:
+            raise UsageError("Nothing was fed yet; expected at least one token before an answer.")
+        ends = frozenset(end_ids)
+        sampler, decoder = Sampler(options), StreamDecoder(self._tokenizer, options.stop)
+        for count in range(1, options.max_tokens + 1):
+            if cancel is not None and cancel.is_set():
+                yield GeneratedToken(None, decoder.rest(), False, "stopped")
+                return
+            token_id = sampler.next_id(self._logits(cache))
+            if token_id in ends:
+                yield GeneratedToken(token_id, decoder.rest(), False, "stop")
+                return
+            self._decode(cache, (token_id,))
+            text, stopped = decoder.add(token_id)
+            if stopped:
+                yield GeneratedToken(token_id, text, True, "stop")
+                return
+            if count == options.max_tokens:
+                yield GeneratedToken(token_id, text + decoder.rest(), True, "length")
+                return
+            yield GeneratedToken(token_id, text, True)
+
+    def dump_state(self, state: Any) -> StateDump:
+        return dump_cache(_cache(state), self._meta())
+
+    @torch.inference_mode()
+    def load_state(self, dump: StateDump) -> InfiniCache:
+        return _settled(load_cache(dump, self.model.config, self._meta(), device=self.model.device))
+
+    def layer_memory(self, state: Any) -> tuple[LayerMemory, ...]:
+        return layer_reports(self.model, _cache(state))
+
+    def state_bytes(self, state: Any) -> int:
+        return _cache(state).nbytes
+
+    def close(self) -> None:
+        """Nothing is open; memory goes with the last reference."""
+
+    @torch.inference_mode()
+    def _prefill(self, cache: InfiniCache, ids: Sequence[int]) -> None:
+        batch = torch.tensor([list(ids)], device=cache.device)
+        self.model.model(input_ids=batch, past_key_values=cache, keep=1)
+
+    @torch.inference_mode()
+    def _decode(self, cache: InfiniCache, ids: Sequence[int], cancel: CancelFlag | None = None) -> int:
+        """Feed ids one by one; how many were fed before a cancel, at least one."""
+        for count, token_id in enumerate(ids):
+            if count and cancel is not None and cancel.is_set():
+                return count
+            self.step.feed(cache, token_id)
+        return len(ids)
+
+    @torch.inference_mode()
+    def _logits(self, cache: InfiniCache) -> Tensor:
+        assert cache.last_hidden is not None
+        return self.step.logits(cache.last_hidden)
+
+    def _to_segment_end(self, cache: InfiniCache) -> int:
+        """Ids in the next forward: up to the place where a segment ends, also while the window is not full
+        yet, so that a stop never waits for a whole window. Depends on the position alone."""
+        segment = cache.config.segment
+        return min(cache.room, segment - cache.seen % segment)
+
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        size = self.model.config.vocab_size
+        wrong = next((i for i in ids if not 0 <= i < size), None)
+        if wrong is not None:
+            raise UsageError(f"Token id {wrong} does not exist in this model; expected 0 to {size - 1}.")
+
+    def _meta(self) -> dict[str, str]:
+        weight = self.model.model.norm.weight
+        return state_meta(self.model.config, fingerprint=self._info.fingerprint, dtype=weight.dtype)
+
+
+def _cache(state: Any) -> InfiniCache:
+    if not isinstance(state, InfiniCache):
+        raise StateError(f"The state is a {type(state).__name__}; expected one that this engine made.")
+    return state
+
+
+def _settled(cache: InfiniCache) -> InfiniCache:
+    """With room for the whole window in every layer: no copying while it grows, and one memory layout whether
+    the state was loaded or has been here all along."""
+    for state in cache.states:
+        for slots in state.slots():
+            slots.reserve()
+    cache.ids.reserve()
+    return cache
