@@ -146,13 +146,14 @@ class ChatSession:
         """Bring the state to the tip; the other methods do it by themselves."""
         return self._run(self._restore())
 
-    def switch_model(self, engine: Engine) -> Iterator[StreamEvent]:
+    def switch_model(self, engine: Engine, *, model: str | None = None) -> Iterator[StreamEvent]:
         """Go on with another engine: the session is streamed into it, or its old state there is taken up.
 
         Until that is done, and when it is stopped or fails, the session stays with the engine it has. A
         session that loaded its own engine owns the new one as well; otherwise both remain the caller's.
+        ``model`` is the name or path to load next time, when that is not what the engine calls itself.
         """
-        return self._run(self._switch(engine))
+        return self._run(self._switch(engine, model or engine.info.name))
 
     def stop(self) -> None:
         """Ask the running turn to end soon and to keep what there is. From any thread, also from a signal."""
@@ -300,14 +301,14 @@ class ChatSession:
             if problem:
                 yield Notice(problem)
 
-    def _switch(self, engine: Engine) -> Iterator[StreamEvent]:
+    def _switch(self, engine: Engine, name: str) -> Iterator[StreamEvent]:
         record, old, new = self.record, self._keeper, self._keeper_for(engine)
         how = Arrival(rewind=True)
         if not (yield from new.reach(record.tip, system=record.system, cancel=self._stop, how=how)):
             yield Notice(f"Stopped: the session stays with {old.engine.info.name}.")
             return
         self._keeper = new
-        self.store.set_model(self.id, engine.info.name)
+        self.store.set_model(self.id, name)
         problem = keep(new) if record.tip is not None else None
         if problem:
             yield Notice(problem)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+from pathlib import Path
 
 from infinichat.config import Settings, load_settings
 from infinichat.errors import ModelNotFoundError, UsageError
@@ -85,8 +87,14 @@ def _existing(store: Store, name: str | None) -> SessionRecord | None:
 
 
 def _model_name(asked: str | None, engine: Engine) -> str:
-    """What to load next time: what was asked for (a path stays a path), else what the engine calls itself."""
-    return asked or engine.info.name
+    """What to load next time: what was asked for, else what the engine calls itself. A path is made absolute,
+    because the next start may be in another folder."""
+    if asked is None:
+        return engine.info.name
+    is_path = os.sep in asked or "/" in asked or asked.startswith((".", "~")) or asked.endswith(".gguf")
+    return (
+        str(Path(asked).expanduser().absolute()) if is_path and Path(asked).expanduser().exists() else asked
+    )
 
 
 def _with_system(store: Store, record: SessionRecord, system: str | None) -> SessionRecord:

@@ -90,6 +90,18 @@ def test_the_default_model_is_remembered_by_its_name(paths: Paths, loader: Loade
         assert session.record.model == "the-default"
 
 
+def test_a_path_is_remembered_from_any_folder(
+    paths: Paths, loader: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "weights.gguf"
+    file.touch()
+    monkeypatch.chdir(tmp_path)
+    with open_session("s", model="weights.gguf", paths=paths) as session:
+        assert session.record.model == str(file)
+    with open_session("s", model="owner/name", paths=paths) as session:
+        assert session.record.model == "owner/name"
+
+
 def test_an_engine_that_was_given_is_not_closed(opened: Open) -> None:
     engine = ScriptedEngine()
     opened("s", engine).close()
