@@ -10,6 +10,9 @@ import pytest
 from infinichat.config import ENV_PREFIX
 from infinichat.paths import Paths, default_paths
 
+# Tests share the machine: more threads than cores make torch many times slower. Read when torch is loaded.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(autouse=True)
 def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
