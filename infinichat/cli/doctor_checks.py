@@ -113,10 +113,17 @@ def _check_folder(folder: Path) -> Iterator[Finding]:
     free = shutil.disk_usage(existing).free
     if free < _LOW_DISK:
         yield Finding(name, "warning", f"only {size(free)} free", "free some space on this disk")
-    elif existing is folder and os.name == "posix" and stat.S_IMODE(folder.stat().st_mode) & 0o077:
+    elif existing is folder and _open_to_others(folder):
         yield Finding(name, "warning", "others can read it", f"chmod 700 '{folder}'")
     else:
         yield Finding(name, "ok", f"{size(free)} free" + ("" if existing is folder else ", not made yet"))
+
+
+def _open_to_others(folder: Path) -> bool:
+    """Whether another user of this machine could read words in here. Opening the store closes its folder, so
+    one that holds only fetched weights is no matter."""
+    holds_words = any(file.suffix in {".db", ".log", ".jsonl", ".toml"} for file in folder.iterdir())
+    return holds_words and os.name == "posix" and bool(stat.S_IMODE(folder.stat().st_mode) & 0o077)
 
 
 def check_settings(context: Context) -> list[Finding]:

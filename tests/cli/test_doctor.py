@@ -83,6 +83,8 @@ def test_folders_are_looked_at_without_making_them(tmp_path: Path, monkeypatch: 
     assert rows(tmp_path / "file") == ("fault", f"{tmp_path / 'file'} is a file")
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o755)
+    assert rows(tmp_path / "open")[0] == "ok"
+    (tmp_path / "open" / "infinichat.db").touch()
     assert rows(tmp_path / "open") == ("warning", "others can read it")
     monkeypatch.setattr(os, "access", lambda *_: False)
     assert rows(tmp_path / "open") == ("fault", "cannot be written")
