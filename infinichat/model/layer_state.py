@@ -4,9 +4,8 @@
 and the checks of loaded ones all follow it. What the tensors mean:
 
     k, v         the window [B, Hkv, n, D]; keys rotated at their position
-    sink_k/v     the first tokens' keys (rotated at their position) and values [B, Hkv, sinks, D], kept from
-    the
-                 moment their segment leaves the window
+    sink_k/v     the first tokens' keys (rotated at their position) and values [B, Hkv, sinks, D], kept when
+                 their segment leaves the window
     memory_k     what the window's tokens will be written under. Recall: projected keys [B, n, H * Dk]; paper:
                  keys without position [B, Hkv, n, D]
     strength     their write strengths [B, n] (recall)

@@ -65,8 +65,9 @@ def plan_segment(
         mask = None
         if length > 1:
             before = cache.window_tokens + (cache.config.sinks if use_front else 0)
-            allowed = torch.ones(length, before + length, dtype=torch.bool, device=cache.device)
-            mask = _additive(allowed.tril(diagonal=before)[None], group, dtype)
+            shape, lowest = (length, before + length), torch.finfo(dtype).min
+            hidden = torch.full(shape, lowest, dtype=dtype, device=cache.device)
+            mask = hidden.triu_(diagonal=before + 1).repeat(group, 1)[None, None]
         return SegmentPlan(positions, cos, sin, mask, None, use_front)
     real = attention_mask if attention_mask is not None else _all_real(cache, length)
     return _plan_ragged(cache, real, inv_freq, dtype, group)
