@@ -194,14 +194,14 @@ class ChatSession:
             return
         self._closed = True
         self._stop.set()
-        if self._running is not None and self._runner == threading.get_ident():
-            self._running.close()  # a turn that this thread began and did not iterate to its end
-        self._turn.acquire()
-        self._lock.release()
-        if self._owns_engine:
-            self._keeper.engine.close()
-        if self._owns_store:
-            self.store.close()
+        try:
+            self._end_turn()
+        finally:
+            self._lock.release()
+            if self._owns_engine:
+                self._keeper.engine.close()
+            if self._owns_store:
+                self.store.close()
 
     def __enter__(self) -> Self:
         return self
@@ -210,6 +210,17 @@ class ChatSession:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _end_turn(self) -> None:
+        """Wait until the running turn, which was asked to stop, has kept what there is of it."""
+        if self._running is not None and self._runner == threading.get_ident():
+            # A turn that this thread began and did not iterate to its end. (It cannot be ended from inside
+            # itself, as a signal handler would: then it ends when the handler returns.)
+            with contextlib.suppress(ValueError):
+                self._running.close()
+            return
+        if self._turn.acquire(timeout=_PATIENCE_S):
+            self._turn.release()
 
     # -- how a turn goes --
 
@@ -384,5 +395,7 @@ class ChatSession:
         if self._turn.locked():
             raise UsageError(_BUSY)
 
+
+_PATIENCE_S = 30.0  # for a turn of another thread to end; a segment on a slow machine takes a few seconds
 
 _BUSY = "A turn is running in this session; expected one at a time. Next: stop it, or wait for its end."
