@@ -5,8 +5,8 @@
             ...
 
 Knows no screen. A reader of this package begins with ``chat.py`` (one turn from beginning to end), then
-``keeper.py`` (the state), ``route.py`` (what is fed for a message), ``answering.py``, ``reading.py`` and
-``recovery.py`` (what a crash left).
+``keeper.py`` (the state), ``route.py`` (what is fed for a message), ``answering.py``, ``continuing.py``,
+``reading.py`` and ``recovery.py`` (what a crash left).
 """
 
 from __future__ import annotations

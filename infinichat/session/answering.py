@@ -10,10 +10,9 @@ was of the answer is kept with the reason "error", and the failure goes on to th
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 
 from infinichat.errors import InfiniChatError, StoreError
@@ -27,15 +26,13 @@ from infinichat.messages import (
     TurnFinished,
     TurnStats,
 )
-from infinichat.protocols import CancelFlag, TextTokenizer
+from infinichat.protocols import CancelFlag
 from infinichat.session.chain import make_feeds
 from infinichat.session.keeper import StateKeeper, raise_failure
 from infinichat.store import Feed
 
 FLUSH_EVERY_S = 0.04
 DRAFT_EVERY_S = 0.5
-
-_LONGEST_CHARACTER = 8  # ids: a character is at most four bytes, and an id is at least one
 
 
 @dataclass(slots=True)
@@ -213,19 +210,3 @@ def keep(keeper: StateKeeper) -> str | None:
 def tokens_seen(keeper: StateKeeper) -> int:
     """How many tokens the live state has seen; 0 when none is in memory."""
     return 0 if keeper.state is None else keeper.engine.tokens_seen(keeper.state)
-
-
-def whole_characters(tokenizer: TextTokenizer, ids: Sequence[int]) -> int:
-    """How many of ``ids`` to keep so that they do not end in the middle of a character.
-
-    An answer that was stopped there goes on from the character before: its half was never shown.
-    """
-    for keep_ids in range(len(ids), max(-1, len(ids) - _LONGEST_CHARACTER), -1):
-        tail = b"".join(
-            tokenizer.token_bytes(i) for i in ids[max(0, keep_ids - _LONGEST_CHARACTER) : keep_ids]
-        )
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        decoder.decode(tail)
-        if not decoder.getstate()[0]:
-            return keep_ids
-    return len(ids)

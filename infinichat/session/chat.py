@@ -28,8 +28,9 @@ from infinichat.messages import (
     StreamEvent,
 )
 from infinichat.protocols import Engine, EngineInfo
-from infinichat.session.answering import Clock, Growing, answer, keep, tokens_seen, whole_characters
+from infinichat.session.answering import Clock, Growing, answer, keep, tokens_seen
 from infinichat.session.chain import place_chain
+from infinichat.session.continuing import take_up
 from infinichat.session.keeper import Arrival, StateKeeper
 from infinichat.session.reading import PendingDocument, pending_documents, read
 from infinichat.session.recovery import mark_move, recover
@@ -258,30 +259,8 @@ class ChatSession:
             raise UsageError(f"There is no answer to go on with: the last message is a {last.role}.")
         if last.reason in ("stop", "complete"):
             raise UsageError("The last answer came to its end by itself. Next: say something, or regenerate.")
-        keeper, clock, system = self._keeper, Clock(), self.record.system
-        parent = self.store.message(last.parent)
-        known = known_feeds(self.store, last, keeper.root) or ()
-        ids = [i for feed in known if feed.mode == "decode" for i in feed.ids]
-        whole = whole_characters(keeper.engine.tokenizer, ids)
-        if whole == len(ids):
-            yield from keeper.reach(last.id, system=system, cancel=self._stop)
-            known = known_feeds(self.store, last, keeper.root) or ()
-        else:
-            how = Arrival(fresh=parent.id, rewind=True)
-            yield from keeper.reach(parent.id, system=system, cancel=self._stop, how=how)
-        base = chain_at(self.store, parent.id, keeper.root) or keeper.root
-        growing = Growing(
-            parent,
-            base,
-            content=last.content if whole == len(ids) else last.content.rstrip("\ufffd"),
-            ids=ids[:whole],
-            prefix=tuple(i for feed in known if feed.mode == "prefill" for i in feed.ids),
-            replaces=last,
-        )
-        if whole < len(ids):
-            for feed in growing.feeds():
-                for _ in keeper.feed(feed, cancel=self._stop):
-                    pass
+        keeper, clock = self._keeper, Clock()
+        growing = yield from take_up(keeper, last, system=self.record.system, cancel=self._stop)
         clock.fed = time.monotonic()
         yield from answer(keeper, growing, sampling=sampling, cancel=self._stop, clock=clock)
 
