@@ -47,48 +47,77 @@ def family_of(source: Source, path: Path) -> Family:
     )
 
 
-_COPIED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-_WITH_DEFAULT: dict[str, Any] = {
-    "num_key_value_heads": None,
-    "head_dim": None,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-6,
-    "max_position_embeddings": 2048,
-    "attention_bias": False,
-    "mlp_bias": False,
-    "tie_word_embeddings": False,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
+# The largest value of each number that is believed; far above every model there is, so that a damaged file
+# cannot ask for a model that takes hours to lay out.
+_LARGEST = {
+    "vocab_size": 1 << 24,
+    "hidden_size": 1 << 20,
+    "intermediate_size": 1 << 22,
+    "num_hidden_layers": 4096,
+    "num_attention_heads": 1 << 16,
+    "num_key_value_heads": 1 << 16,
+    "head_dim": 1 << 16,
+    "max_position_embeddings": 1 << 40,
 }
+_NUMBER_DEFAULTS = {"num_key_value_heads": None, "head_dim": None, "max_position_embeddings": 2048}
+_FLAGS = ("attention_bias", "mlp_bias", "tie_word_embeddings")
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _SAVED_BUFFER = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 
 
 def _llama_config(source: Source, path: Path) -> dict[str, Any]:
     if source.get("quantization_config"):
-        method = (source["quantization_config"] or {}).get("quant_method")
         raise UnsupportedModelError(
-            f"{path} holds quantized weights ({method}); use the unquantized folder or a GGUF of the same "
-            "model."
+            f"{path} holds quantized weights ({source['quantization_config']}); use the unquantized folder "
+            "or a GGUF of the same model."
         )
-    for key in _COPIED:
-        if not isinstance(source.get(key), int) or source[key] < 1:
-            raise ModelFileError(
-                f"{path} says {key} = {source.get(key)!r}, expected a positive whole number. Get the model "
-                "again."
-            )
-    numbers = {key: source[key] for key in _COPIED}
-    rest = {key: source.get(key, default) for key, default in _WITH_DEFAULT.items()}
-    return {**numbers, **rest, **_rope(source)}
+    numbers = {key: _number(source, key, path) for key in _LARGEST}
+    flags = {key: _checked(source, key, path, False, bool, "true or false") for key in _FLAGS}
+    tokens = {key: source.get(key) for key in _TOKENS if isinstance(source.get(key), int | list)}
+    return {
+        **numbers,
+        **flags,
+        **tokens,
+        **_rope(source, path),
+        "hidden_act": _checked(source, "hidden_act", path, "silu", str, "the name of an activation"),
+        "rms_norm_eps": _checked(source, "rms_norm_eps", path, 1e-6, float, "a number"),
+    }
 
 
-def _rope(source: Source) -> dict[str, Any]:
+def _number(source: Source, key: str, path: Path) -> int | None:
+    value = source.get(key)
+    if value is None and key in _NUMBER_DEFAULTS:
+        return _NUMBER_DEFAULTS[key]
+    if type(value) is not int or not 1 <= value <= _LARGEST[key]:
+        raise _bad_value(path, key, value, f"a whole number from 1 to {_LARGEST[key]:,}")
+    return value
+
+
+def _checked(source: Source, key: str, path: Path, default: Any, kind: type, words: str) -> Any:
+    value = source.get(key)
+    if value is None:
+        return default
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise _bad_value(path, key, value, words)
+    return value
+
+
+def _rope(source: Source, path: Path) -> dict[str, Any]:
     """``rope_theta`` and ``rope_scaling`` out of either place: transformers 5 keeps both in
     ``rope_parameters``."""
-    parameters = dict(source.get("rope_parameters") or source.get("rope_scaling") or {})
-    theta = parameters.pop("rope_theta", None) or source.get("rope_theta") or 10000.0
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
-    return {"rope_theta": float(theta), "rope_scaling": None if kind == "default" else parameters}
+    parameters = source.get("rope_parameters") or source.get("rope_scaling") or {}
+    if not isinstance(parameters, dict):
+        raise _bad_value(path, "rope_parameters", parameters, "an object")
+    scaling = {key: value for key, value in parameters.items() if key != "rope_theta"}
+    theta = _checked({**source, **parameters}, "rope_theta", path, 10000.0, float, "a number")
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    return {"rope_theta": theta, "rope_scaling": None if kind == "default" else scaling}
+
+
+def _bad_value(path: Path, key: str, value: object, words: str) -> ModelFileError:
+    return ModelFileError(f"{path} says {key} = {value!r}, expected {words}. Get the model again.")
 
 
 def _llama_name(name: str) -> str | None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -35,6 +35,7 @@ from infinichat.model.gguf_tokenizer import gguf_tokenizer
 from infinichat.model.layer_state import wide_dtype
 from infinichat.model.modeling_infini import InfiniForCausalLM
 from infinichat.model.registry import Entry, Registry
+from infinichat.model.rope import scaled_frequencies
 from infinichat.model.safetensors_file import weight_files
 from infinichat.model.tokenizer import Tokenizer, folder_tokenizer
 from infinichat.model.weights import fill, read_weights, stored_names
@@ -150,20 +151,15 @@ def wrapped_config(source: Source, **chosen: Any) -> InfiniConfig:
             f"window is {own['window']}, but {source.weights.name} was trained for {longest} tokens. Choose "
             f"{longest} or less."
         )
-    return InfiniConfig(**source.arguments, **own)
+    return _make_config(source.weights, {**source.arguments, **own})
 
 
 def checkpoint_config(folder: Path, source: Source) -> InfiniConfig:
     """A checkpoint folder's configuration. Raises ``ConfigError`` naming a value that it does not share with
     the base weights it stands on: their outputs would silently be wrong."""
     raw = {key: value for key, value in read_config(folder).items() if key not in ("model_type", "files")}
-    try:
-        config = InfiniConfig(**raw)
-    except TypeError as error:
-        raise ConfigError(
-            f"{folder / 'config.json'} cannot be used: {error}. Get the checkpoint again."
-        ) from error
-    base = InfiniConfig(**source.arguments)
+    config = _make_config(folder, raw)
+    base = _make_config(source.weights, source.arguments)
     for key in (*source.arguments, "infini_rope"):
         if key in ("rope_theta", "rope_scaling") or key.endswith("_token_id"):
             continue
@@ -200,8 +196,7 @@ def build(
 
     Raises ``ModelFileError`` and ``UnsupportedModelError`` naming the tensor.
     """
-    with torch.device("meta"):
-        model = InfiniForCausalLM(config)
+    model = _empty_model(config, source.weights)
 
     def precision(name: str) -> torch.dtype:
         return wide_dtype(dtype) if _MEMORY in name else dtype
@@ -225,6 +220,45 @@ def build(
     config.dtype = dtype
     model.train(False)
     return model
+
+
+def _make_config(path: Path, arguments: Mapping[str, Any]) -> InfiniConfig:
+    try:
+        return InfiniConfig(**arguments)
+    except _unusable() as error:
+        raise ConfigError(
+            f"The configuration of {path} cannot be used ({type(error).__name__}: {error}). Get the model "
+            "again."
+        ) from error
+
+
+def _unusable() -> tuple[type[Exception], ...]:
+    """What Python, torch and transformers raise for a configuration with values of a wrong type or size."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    return (
+        TypeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        RuntimeError,
+        ArithmeticError,
+        StrictDataclassError,
+    )
+
+
+def _empty_model(config: InfiniConfig, path: Path) -> InfiniForCausalLM:
+    """All modules, no weights: torch's meta device takes no memory."""
+    try:
+        # Also computed at the first forward; here so that an unknown kind is refused by the loader.
+        scaled_frequencies(torch.ones(1, dtype=torch.float64), config.infini_rope["scaling"])
+        with torch.device("meta"):
+            return InfiniForCausalLM(config)
+    except _unusable() as error:
+        raise ConfigError(
+            f"No model can be built from the configuration of {path} ({type(error).__name__}: {error}). Get "
+            "the model again."
+        ) from error
 
 
 def start_memories(model: InfiniForCausalLM, dtype: torch.dtype) -> None:

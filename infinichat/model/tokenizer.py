@@ -188,12 +188,11 @@ def folder_tokenizer(folder: Path) -> Tokenizer:
     """
     file = folder / "tokenizer.json"
     definition = _read_json(file)
-    if not isinstance(definition.get("model"), dict) or not isinstance(
-        definition["model"].get("vocab"), dict
-    ):
+    model = definition.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
+        kind = model.get("type") if isinstance(model, dict) else None
         raise UnsupportedModelError(
-            f"{file} holds a tokenizer of type {(definition.get('model') or {}).get('type')!r}; byte-level "
-            "BPE and SentencePiece BPE are supported."
+            f"{file} holds a tokenizer of type {kind!r}; byte-level BPE and SentencePiece BPE are supported."
         )
     settings = folder / "tokenizer_config.json"
     config = _read_json(settings) if settings.exists() else {}

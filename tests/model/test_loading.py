@@ -245,15 +245,43 @@ def test_whole_numbers_and_quantized_folders_are_refused(
             registry=registry,
         )
     quantized = write_folder(name="awq", config={"quantization_config": {"quant_method": "awq"}})
-    with pytest.raises(UnsupportedModelError, match="quantized weights \\(awq\\)"):
+    with pytest.raises(UnsupportedModelError, match="quantized weights .*awq"):
         load_model(quantized, registry=registry)
 
 
 def test_another_family_is_refused_with_the_known_ones(registry: Registry, write_folder: WriteFolder) -> None:
     with pytest.raises(UnsupportedModelError, match="type 'mamba'; supported are llama, mistral"):
         load_model(write_folder(config={"model_type": "mamba"}), registry=registry)
-    with pytest.raises(ModelFileError, match="says hidden_size = None, expected a positive"):
+    with pytest.raises(ModelFileError, match="says hidden_size = None, expected a whole number"):
         load_model(write_folder(name="b", config={"hidden_size": None}), registry=registry)
+
+
+@pytest.mark.parametrize(
+    ("config", "error"),
+    [
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, UnsupportedModelError),
+        ({"rope_parameters": {"rope_type": "linear", "factor": "x"}}, ConfigError),
+        ({"rope_parameters": {"rope_theta": [1]}}, ModelFileError),
+        ({"rope_parameters": 5}, ModelFileError),
+        ({"hidden_act": "no-such"}, ConfigError),
+        ({"num_hidden_layers": 10**30}, ModelFileError),
+        ({"num_attention_heads": True}, ModelFileError),
+        ({"num_key_value_heads": 3}, ConfigError),
+        ({"tie_word_embeddings": "yes"}, ModelFileError),
+        ({"rms_norm_eps": None}, None),
+        ({"eos_token_id": [2, 3]}, None),
+    ],
+    ids=str,
+)
+def test_values_of_a_wrong_type_or_size_are_refused_by_the_loader(
+    registry: Registry, write_folder: WriteFolder, config: dict[str, Any], error: type[Exception] | None
+) -> None:
+    folder = write_folder(config=config)
+    if error is None:
+        load_model(folder, registry=registry)
+    else:
+        with pytest.raises(error):
+            load_model(folder, registry=registry)
 
 
 def test_a_vocabulary_that_is_too_large_is_refused(registry: Registry, write_folder: WriteFolder) -> None:
