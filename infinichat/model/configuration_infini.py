@@ -12,11 +12,11 @@ from transformers import PretrainedConfig
 
 from infinichat.errors import ConfigError
 
-MemoryKind = Literal["recall", "linear", "delta"]
+MemoryKind = Literal["bank", "recall", "linear", "delta"]
 MAX_GATE_TAPS = 5
 """The present state and the four before it that a layer keeps for its convolutions."""
 
-MEMORY_KINDS: tuple[MemoryKind, ...] = ("recall", "linear", "delta")
+MEMORY_KINDS: tuple[MemoryKind, ...] = ("bank", "recall", "linear", "delta")
 
 
 STATE_FIELDS = (
@@ -33,6 +33,7 @@ STATE_FIELDS = (
     "memory_trained",
     "memory_key_dim",
     "memory_order",
+    "memory_slots",
     "infini_rope",
 )
 """What decides the form of a state: models that differ in one of these cannot exchange states."""
@@ -44,7 +45,8 @@ class InfiniConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # its __
     The first group has the names and meanings of transformers' Llama. ``window`` and ``segment`` are in
     tokens (``infinichat.attention.window``): ``window == segment`` is the paper's hard segmentation, ``window
     > segment`` the streaming window. ``sinks`` first tokens stay attended for ever and are never written.
-    ``memory`` is "recall" (own projections, DPFP, write gate, per-token delta) or the paper's "linear" or
+    ``memory`` is "recall" (own projections, DPFP, write gate, per-token delta), "bank" (the same with
+    ``memory_slots`` exact pairs beside the matrix, ``infinichat.attention.bank``) or the paper's "linear" or
     "delta"; ``memory_layers`` are the layers that have one. ``memory_trained`` False keeps every memory
     closed: the model is then exactly its base with a sliding window.
 
@@ -80,6 +82,7 @@ class InfiniConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # its __
         memory_key_dim: int = 64,
         memory_order: int = 3,
         memory_gate_taps: int = 3,
+        memory_slots: int = 1024,
         family: str = "llama",
         chat_format: str = "chatml",
         base: dict[str, Any] | None = None,
@@ -112,6 +115,7 @@ class InfiniConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # its __
         self.memory_key_dim = memory_key_dim
         self.memory_order = memory_order
         self.memory_gate_taps = memory_gate_taps
+        self.memory_slots = memory_slots
         self.family = family
         self.chat_format = chat_format
         self.base = base
@@ -135,15 +139,25 @@ class InfiniConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # its __
 
     @property
     def memory_features(self) -> int:
-        """Width of a recall key after DPFP, or of the paper's features."""
-        return 2 * self.memory_key_dim * self.memory_order if self.memory == "recall" else self.head_dim
+        """Width of a key of our own after DPFP, or of the paper's features."""
+        own = self.memory in ("recall", "bank")
+        return 2 * self.memory_key_dim * self.memory_order if own else self.head_dim
 
     def differs_in_state(self, other: InfiniConfig) -> str | None:
         """The first field in which states of the two differ, None when they can be exchanged."""
         return next((f for f in STATE_FIELDS if getattr(self, f) != getattr(other, f)), None)
 
     def _check(self) -> None:
-        for name in ("window", "segment", "sinks", "memory_key_dim", "memory_order", "memory_gate_taps"):
+        whole = (
+            "window",
+            "segment",
+            "sinks",
+            "memory_key_dim",
+            "memory_order",
+            "memory_gate_taps",
+            "memory_slots",
+        )
+        for name in whole:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool):
                 raise ConfigError(f"{name} is {value!r}; it must be a whole number.")
@@ -152,6 +166,8 @@ class InfiniConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # its __
                 f"memory_key_dim is {self.memory_key_dim} and memory_order {self.memory_order}; both must be "
                 "at least 1."
             )
+        if self.memory_slots < 1:
+            raise ConfigError(f"memory_slots is {self.memory_slots}; a bank needs at least 1.")
         if not 1 <= self.memory_gate_taps <= MAX_GATE_TAPS:
             raise ConfigError(
                 f"memory_gate_taps is {self.memory_gate_taps}; it must be 1 to {MAX_GATE_TAPS}, the states "

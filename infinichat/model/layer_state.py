@@ -6,10 +6,13 @@ and the checks of loaded ones all follow it. What the tensors mean:
     k, v         the window [B, Hkv, n, D]; keys rotated at their position
     sink_k/v     the first tokens' keys (rotated at their position) and values [B, Hkv, sinks, D], kept when
                  their segment leaves the window
-    memory_k     what the window's tokens will be written under. Recall: projected keys [B, n, H * Dk]; paper:
-                 keys without position [B, Hkv, n, D]
-    strength     their write strengths [B, n] (recall)
-    tail         the layer's last inputs [B, taps, C], for the convolutions (recall)
+    memory_k     what the window's tokens will be written under. Recall and bank: projected keys
+                 [B, n, H * Dk]; paper: keys without position [B, Hkv, n, D]
+    strength     their write strengths [B, n] (recall, bank)
+    tail         the layer's last inputs [B, taps, C], for the convolutions (recall, bank)
+    tail_tokens  the last tokens' embeddings [B, taps, C] (bank)
+    tail_key     the last token's projection [B, 1, H * Dk], the key of the token to come (bank)
+    bank_*       the exact pairs, ``infinichat.attention.bank.BankState`` (bank)
     M, z, written  the memory itself (``infinichat.attention.memory.MemoryState``)
 """
 
@@ -21,12 +24,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from infinichat.attention.bank import BankState
 from infinichat.attention.memory import MemoryState
 from infinichat.model.configuration_infini import InfiniConfig
 from infinichat.model.slots import Slots
 
 RECALL_TAPS = 4
-"""States before the present one that the recall memory's convolutions look at."""
+"""States before the present one that the recall and bank memories look at."""
+
+TOKEN_TAPS = 5
+"""Tokens before the present one whose embeddings the bank memory looks at."""
+
+BANK_TENSORS = ("keys", "values", "ids", "faded", "order")
+PLAIN_TENSORS = ("sink_k", "sink_v", "tail", "tail_tokens", "tail_key")
+"""The fields of a layer's state that are single tensors or None."""
 
 Precision = Literal["weights", "wide", "count"]
 """A tensor's type: the weights'; float32 (float64 under float64 weights); int64."""
@@ -61,7 +72,7 @@ def layer_tensors(
         specs |= {name: TensorSpec((*kv, config.sinks, config.head_dim)) for name in ("sink_k", "sink_v")}
     if layer not in config.memory_layers or not config.memory_trained:
         return specs
-    if config.memory == "recall":
+    if config.memory in ("recall", "bank"):
         heads, value_dim = config.memory_heads, config.memory_value_dim
         specs["memory_k"] = TensorSpec((batch, slots, heads * config.memory_key_dim), "wide")
         specs["strength"] = TensorSpec((batch, slots), "wide")
@@ -70,9 +81,24 @@ def layer_tensors(
         heads, value_dim = config.num_key_value_heads, config.head_dim
         specs["memory_k"] = TensorSpec((*kv, slots, config.head_dim))
         specs["z"] = TensorSpec((batch, heads, config.memory_features), "wide")
+    if config.memory == "bank":
+        specs |= _bank_tensors(config, batch)
     specs["M"] = TensorSpec((batch, heads, config.memory_features, value_dim), "wide")
     specs["written"] = TensorSpec((batch,), "count")
     return specs
+
+
+def _bank_tensors(config: InfiniConfig, batch: int) -> dict[str, TensorSpec]:
+    width, hidden, size = config.memory_heads * config.memory_key_dim, config.hidden_size, config.memory_slots
+    return {
+        "tail_tokens": TensorSpec((batch, TOKEN_TAPS, hidden), "wide"),
+        "tail_key": TensorSpec((batch, 1, width), "wide"),
+        "bank_keys": TensorSpec((batch, size, width), "wide"),
+        "bank_values": TensorSpec((batch, size, hidden), "wide"),
+        "bank_ids": TensorSpec((batch, size), "count"),
+        "bank_faded": TensorSpec((batch, size), "wide"),
+        "bank_order": TensorSpec((batch, size), "count"),
+    }
 
 
 @dataclass(slots=True)
@@ -88,6 +114,9 @@ class LayerState:
     memory_k: Slots | None = None
     strength: Slots | None = None
     tail: Tensor | None = None
+    tail_tokens: Tensor | None = None
+    tail_key: Tensor | None = None
+    bank: BankState | None = None
 
     @classmethod
     def empty(
@@ -124,6 +153,9 @@ class LayerState:
             state.memory_k = window("memory_k", 1 if "strength" in named else 2)
         if "strength" in named:
             state.strength, state.tail = window("strength", 1), named["tail"]
+        if "bank_keys" in named:
+            state.tail_tokens, state.tail_key = named["tail_tokens"], named["tail_key"]
+            state.bank = BankState(*(named[f"bank_{name}"] for name in BANK_TENSORS))
         return state
 
     def named(self) -> dict[str, Tensor]:
@@ -137,7 +169,9 @@ class LayerState:
             named |= {"M": self.memory.M, "written": self.memory.written}
             if self.memory.z is not None:
                 named["z"] = self.memory.z
-        optional = {"sink_k": self.sink_k, "sink_v": self.sink_v, "tail": self.tail}
+        if self.bank is not None:
+            named |= {f"bank_{name}": getattr(self.bank, name) for name in BANK_TENSORS}
+        optional = {name: getattr(self, name) for name in PLAIN_TENSORS}
         return named | {name: tensor for name, tensor in optional.items() if tensor is not None}
 
     def slots(self) -> list[Slots]:
@@ -146,33 +180,32 @@ class LayerState:
 
     def clone(self) -> LayerState:
         """A copy that shares nothing, outside the graph."""
-        return LayerState(
-            self.k.clone(),
-            self.v.clone(),
-            copied(self.sink_k),
-            copied(self.sink_v),
-            None if self.memory is None else self.memory.detach().clone(),
-            None if self.memory_k is None else self.memory_k.clone(),
-            None if self.strength is None else self.strength.clone(),
-            copied(self.tail),
-        )
+        copy = LayerState(self.k.clone(), self.v.clone())
+        copy.memory = None if self.memory is None else self.memory.detach().clone()
+        copy.memory_k = None if self.memory_k is None else self.memory_k.clone()
+        copy.strength = None if self.strength is None else self.strength.clone()
+        for name in PLAIN_TENSORS:
+            setattr(copy, name, copied(getattr(self, name)))
+        copy.bank = None if self.bank is None else self.bank.clone()
+        return copy
 
     def detach(self) -> None:
         """Cut from the graph."""
         for slots in self.slots():
             slots.detach()
-        self.sink_k, self.sink_v, self.tail = (
-            None if tensor is None else tensor.detach() for tensor in (self.sink_k, self.sink_v, self.tail)
-        )
+        for name in PLAIN_TENSORS:
+            tensor = getattr(self, name)
+            setattr(self, name, None if tensor is None else tensor.detach())
         self.memory = None if self.memory is None else self.memory.detach()
+        self.bank = None if self.bank is None else self.bank.detach()
 
     def select_rows(self, rows: Tensor) -> None:
         """Keep the batch rows ``rows`` [N], in that order."""
         for slots in self.slots():
             slots.select_rows(rows)
-        self.sink_k, self.sink_v, self.tail = (
-            picked(tensor, rows) for tensor in (self.sink_k, self.sink_v, self.tail)
-        )
+        for name in PLAIN_TENSORS:
+            setattr(self, name, picked(getattr(self, name), rows))
+        self.bank = None if self.bank is None else self.bank.select_rows(rows)
         if self.memory is not None:
             M, z, written = self.memory.M, self.memory.z, self.memory.written
             self.memory = MemoryState(M.index_select(0, rows), picked(z, rows), written.index_select(0, rows))

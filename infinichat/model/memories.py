@@ -1,8 +1,9 @@
 """The parameters of a layer's memory, and what they do with a window's tokens: read, keep for later, commit.
 
 ``PaperMemory`` is one gate per head (arXiv 2404.07143); it uses the layer's own keys, queries and values.
-``RecallMemory`` has projections of its own. Both are named ``model.layers.N.memory`` and hold nothing but
-parameters: the state comes in and goes out through ``LayerState``.
+``RecallMemory`` has projections of its own, and so has ``bank_memory.BankMemory``. All are named
+``model.layers.N.memory`` and hold nothing but parameters: the state comes in and goes out through
+``LayerState``.
 
     recall   k_t  = features(sum_{j=1..4} Wk_j x_{t-j})      stored under k_t: the embedding of token t
              q_t  = features(sum_{j=0..3} Wq_j x_{t-j})      so q_t meets the key of the token that came next
@@ -63,21 +64,67 @@ class PaperMemory(nn.Module):
         return write_normalised(state.memory, keys, values, rule=self.rule, mask=write)
 
 
-class RecallMemory(nn.Module):
+class ResidualMemory(nn.Module):
+    """A memory with projections of its own, whose read is added to the residual stream of its layer. Stored
+    values are token embeddings of unit root mean square, split over ``heads``. ``gate_taps`` [n, C] and
+    ``gate_bias`` are the write gate."""
+
+    def __init__(self, config: InfiniConfig) -> None:
+        super().__init__()
+        self.heads, self.order = config.memory_heads, config.memory_order
+        self.gate_taps = nn.Parameter(torch.empty(config.memory_gate_taps, config.hidden_size))
+        self.gate_bias = nn.Parameter(torch.empty(()))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """The untrained start: a read adds 0, and gradients exist."""
+        self.gate_taps.zero_()
+        self.gate_bias.fill_(0.1)
+
+    def forward(
+        self, h: Tensor, x: Tensor, state: LayerState, real: Tensor | None, embeddings: Tensor
+    ) -> Tensor:
+        """h [B, T, C] with the read added; x [B, T, C] is the layer's normed input, ``embeddings`` [B, T, C]
+        are the tokens'. Also keeps, in ``state``, what these T tokens will be written with when they leave
+        the window. ``real`` [B, T] False at padding."""
+        raise NotImplementedError
+
+    def commit(
+        self, state: LayerState, count: int, write: Tensor | None, ids: Tensor, embedding: nn.Embedding
+    ) -> MemoryState:
+        """Write the window's oldest ``count`` slots, whose tokens are ``ids`` [B, count], with the per-token
+        delta rule. Only tokens of non-zero strength are touched, so a segment of chatter costs nothing."""
+        raise NotImplementedError
+
+    def write_strength(self, around: Tensor) -> Tensor:
+        """b [B, T] in [0, 1] from x_t, x_{t-1} .. beside each other [B, T, >= gate taps * C]."""
+        flat = self.gate_taps.to(around.dtype).reshape(-1)
+        return hard_gate(around[..., : flat.shape[0]] @ flat + self.gate_bias.to(around.dtype))
+
+    @staticmethod
+    def unit_rms(embeddings: Tensor) -> Tensor:
+        """Token embeddings [B, T, C] with unit root mean square, float32 or wider."""
+        embeddings = wide(embeddings)
+        return embeddings * torch.rsqrt(embeddings.square().mean(dim=-1, keepdim=True) + EPS)
+
+    def split(self, values: Tensor) -> Tensor:
+        """[B, T, C] over the heads: [B, H, T, D]."""
+        batch, length, hidden = values.shape
+        return values.view(batch, length, self.heads, hidden // self.heads).transpose(1, 2)
+
+
+class RecallMemory(ResidualMemory):
     """The recall memory's parameters. With C = hidden size, H heads, Dk key width: ``k_taps`` and ``q_taps``
     [H * Dk, 4 * C], ``gate_taps`` [3, C] by default and ``gate_bias`` (write gate), ``out`` [C, C] (starts as
     identity), ``alpha`` (starts at 0: closed), ``softness`` [H], ``confidence`` [C, H] and ``found_bias``
     [C], ``read_gate`` [C], ``read_confidence`` [H] and ``read_bias`` (token gate)."""
 
     def __init__(self, config: InfiniConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         hidden, heads = config.hidden_size, config.memory_heads
         width = heads * config.memory_key_dim
-        self.heads, self.order, self.value_dim = heads, config.memory_order, config.memory_value_dim
         self.k_taps = nn.Parameter(torch.empty(width, RECALL_TAPS * hidden))
         self.q_taps = nn.Parameter(torch.empty(width, RECALL_TAPS * hidden))
-        self.gate_taps = nn.Parameter(torch.empty(config.memory_gate_taps, hidden))
-        self.gate_bias = nn.Parameter(torch.empty(()))
         self.out = nn.Parameter(torch.empty(hidden, hidden))
         self.alpha = nn.Parameter(torch.empty(()))
         self.softness = nn.Parameter(torch.empty(heads))
@@ -91,21 +138,21 @@ class RecallMemory(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """The untrained start: a read adds 0 (alpha, confidence, found_bias), and gradients exist."""
+        super().reset_parameters()
         hidden = self.out.shape[0]
         for projection in (self.k_taps, self.q_taps):
             nn.init.normal_(projection, std=projection.shape[1] ** -0.5)
         closed = (self.alpha, self.confidence, self.found_bias)
-        for parameter in (*closed, self.gate_taps, self.read_gate, self.read_confidence):
+        for parameter in (*closed, self.read_gate, self.read_confidence):
             parameter.zero_()
-        self.gate_bias.fill_(0.1)
         self.out.copy_(torch.eye(hidden))
         self.softness.fill_(0.5)
         self.read_bias.fill_(1.0)
 
-    def forward(self, h: Tensor, x: Tensor, state: LayerState, real: Tensor | None) -> Tensor:
-        """h [B, T, C] with the read added; x [B, T, C] is the layer's normed input. Also keeps, in ``state``,
-        what these T tokens will be written with when they leave the window. ``real`` [B, T] False at
-        padding."""
+    def forward(
+        self, h: Tensor, x: Tensor, state: LayerState, real: Tensor | None, embeddings: Tensor
+    ) -> Tensor:
+        """As ``ResidualMemory.forward``; the embeddings are not needed here."""
         assert state.memory is not None
         assert state.memory_k is not None
         assert state.strength is not None
@@ -125,11 +172,6 @@ class RecallMemory(nn.Module):
         added = self.read(queries, x, state.memory)
         return h + (added * (state.memory.written > 0)[:, None, None]).to(h.dtype)
 
-    def write_strength(self, around: Tensor) -> Tensor:
-        """b [B, T] in [0, 1] from x_t, x_{t-1} .. beside each other [B, T, >= gate taps * C]."""
-        flat = self.gate_taps.to(around.dtype).reshape(-1)
-        return hard_gate(around[..., : flat.shape[0]] @ flat + self.gate_bias.to(around.dtype))
-
     def read(self, queries: Tensor, x: Tensor, memory: MemoryState) -> Tensor:
         """What to add to the residual [B, T, C], in x's type, for projected queries [B, T, H * Dk]."""
         dtype = x.dtype
@@ -146,16 +188,12 @@ class RecallMemory(nn.Module):
 
     def values(self, embeddings: Tensor) -> Tensor:
         """Token embeddings [B, T, C] as stored values [B, H, T, D]: unit rms, split over heads."""
-        batch, length, hidden = embeddings.shape
-        embeddings = wide(embeddings)
-        unit_rms = embeddings * torch.rsqrt(embeddings.square().mean(dim=-1, keepdim=True) + EPS)
-        return unit_rms.view(batch, length, self.heads, hidden // self.heads).transpose(1, 2)
+        return self.split(self.unit_rms(embeddings))
 
     def commit(
         self, state: LayerState, count: int, write: Tensor | None, ids: Tensor, embedding: nn.Embedding
     ) -> MemoryState:
-        """Write the window's oldest ``count`` slots, whose tokens are ``ids`` [B, count], with the per-token
-        delta rule. Only tokens of non-zero strength are touched, so a segment of chatter costs nothing."""
+        """As ``ResidualMemory.commit``."""
         assert state.memory is not None
         assert state.memory_k is not None
         assert state.strength is not None

@@ -24,10 +24,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from infinichat.attention.memory import wide
 from infinichat.attention.window import inverse_frequencies, local_attention, rotate
 from infinichat.errors import ConfigError, StateError
+from infinichat.model.bank_memory import BankMemory
 from infinichat.model.cache import InfiniCache
 from infinichat.model.configuration_infini import InfiniConfig
 from infinichat.model.layer_state import LayerState
-from infinichat.model.memories import PaperMemory, RecallMemory
+from infinichat.model.memories import PaperMemory, RecallMemory, ResidualMemory
 from infinichat.model.rope import scaled_frequencies
 from infinichat.model.segments import (
     SegmentPlan,
@@ -116,17 +117,18 @@ class InfiniDecoderLayer(nn.Module):
         self.mlp = InfiniMLP(config)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.memory: PaperMemory | RecallMemory | None = None
+        self.memory: PaperMemory | ResidualMemory | None = None
         if layer_idx in config.memory_layers:
-            self.memory = RecallMemory(config) if config.memory == "recall" else PaperMemory(config)
+            kinds = {"bank": BankMemory, "recall": RecallMemory}
+            self.memory = kinds.get(config.memory, PaperMemory)(config)
 
     def forward(self, h: Tensor, plan: SegmentPlan, state: LayerState) -> Tensor:
         """h [B, T, C] to [B, T, C]."""
         x = self.input_layernorm(h)
         mixed = self.memory if isinstance(self.memory, PaperMemory) else None
         h = h + self.self_attn(x, plan, state, mixed)
-        if isinstance(self.memory, RecallMemory) and state.memory is not None:
-            h = self.memory(h, x, state, plan.real)
+        if isinstance(self.memory, ResidualMemory) and state.memory is not None:
+            h = self.memory(h, x, state, plan.real, plan.embeddings)
         out: Tensor = h + self.mlp(self.post_attention_layernorm(h))
         return out
 
@@ -150,7 +152,7 @@ class InfiniPreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]  
                 nn.init.zeros_(module.bias)
         elif isinstance(module, RMSNorm):
             nn.init.ones_(module.weight)
-        elif isinstance(module, RecallMemory):
+        elif isinstance(module, ResidualMemory):
             module.reset_parameters()
         elif isinstance(module, PaperMemory):
             nn.init.constant_(module.beta, PaperMemory.BETA_START)
@@ -226,7 +228,7 @@ class InfiniModel(InfiniPreTrainedModel):  # type: ignore[no-untyped-call]  # it
         for layer, state in zip(self.layers, cache.states, strict=True):
             if state.memory is None:
                 continue
-            if isinstance(layer.memory, RecallMemory):
+            if isinstance(layer.memory, ResidualMemory):
                 ids = cache.ids.content[:, :span]
                 state.memory = layer.memory.commit(state, span, write, ids, self.embed_tokens)
             elif isinstance(layer.memory, PaperMemory):
@@ -244,7 +246,7 @@ class InfiniModel(InfiniPreTrainedModel):  # type: ignore[no-untyped-call]  # it
                 f"to {self.config.vocab_size - 1}."
             ) from None
         frequencies = self._frequencies(cache.device)
-        plan = plan_segment(cache, mask, ids.shape[1], inv_freq=frequencies, dtype=h.dtype)
+        plan = plan_segment(cache, mask, h, inv_freq=frequencies)
         for layer, state in zip(self.layers, cache.states, strict=True):
             h = layer(h, plan, state)
         advance(cache, ids, plan)

@@ -23,7 +23,8 @@ from infinichat.model.layer_state import LayerState, wide_dtype
 class SegmentPlan:
     """For T new slots: ``positions`` [T] (uniform) or [B, T], ``cos`` and ``sin`` broadcastable to
     [B, H, T, D], ``mask`` additive [1 or B, 1, G * T, N] or None when every query sees every key, ``real``
-    [B, T] True where a slot is a token (None: all are), and ``use_front``: the sinks are attended."""
+    [B, T] True where a slot is a token (None: all are), ``use_front``: the sinks are attended, and
+    ``embeddings`` [B, T, C], the tokens' rows of the embedding table."""
 
     positions: Tensor
     cos: Tensor
@@ -31,6 +32,7 @@ class SegmentPlan:
     mask: Tensor | None
     real: Tensor | None
     use_front: bool
+    embeddings: Tensor
 
 
 def pieces(cache: InfiniCache, attention_mask: Tensor | None, length: int) -> int:
@@ -53,10 +55,11 @@ def pieces(cache: InfiniCache, attention_mask: Tensor | None, length: int) -> in
 
 
 def plan_segment(
-    cache: InfiniCache, attention_mask: Tensor | None, length: int, *, inv_freq: Tensor, dtype: torch.dtype
+    cache: InfiniCache, attention_mask: Tensor | None, embeddings: Tensor, *, inv_freq: Tensor
 ) -> SegmentPlan:
-    """The plan for the next ``length`` slots of ``cache``, made after what is due has left it.
-    ``attention_mask`` [B, length] bool or None; ``inv_freq`` float64 [D / 2]."""
+    """The plan for the next T slots of ``cache``, whose tokens have ``embeddings`` [B, T, C], made after what
+    is due has left it. ``attention_mask`` [B, T] bool or None; ``inv_freq`` float64 [D / 2]."""
+    length, dtype = embeddings.shape[1], embeddings.dtype
     group = cache.config.num_attention_heads // cache.config.num_key_value_heads
     if cache.uniform:
         positions = torch.arange(cache.seen, cache.seen + length, device=cache.device)
@@ -68,9 +71,9 @@ def plan_segment(
             shape, lowest = (length, before + length), torch.finfo(dtype).min
             hidden = torch.full(shape, lowest, dtype=dtype, device=cache.device)
             mask = hidden.triu_(diagonal=before + 1).repeat(group, 1)[None, None]
-        return SegmentPlan(positions, cos, sin, mask, None, use_front)
+        return SegmentPlan(positions, cos, sin, mask, None, use_front, embeddings)
     real = attention_mask if attention_mask is not None else _all_real(cache, length)
-    return _plan_ragged(cache, real, inv_freq, dtype, group)
+    return _plan_ragged(cache, real, embeddings, inv_freq, group)
 
 
 def make_ragged(cache: InfiniCache) -> None:
@@ -192,8 +195,9 @@ def turn_sinks(cache: InfiniCache, inv_freq: Tensor) -> None:
 
 
 def _plan_ragged(
-    cache: InfiniCache, real: Tensor, inv_freq: Tensor, dtype: torch.dtype, group: int
+    cache: InfiniCache, real: Tensor, embeddings: Tensor, inv_freq: Tensor, group: int
 ) -> SegmentPlan:
+    dtype = embeddings.dtype
     assert cache.row_seen is not None
     assert cache.row_evicted is not None
     assert cache.positions is not None
@@ -206,7 +210,7 @@ def _plan_ragged(
         front = (cache.row_evicted > 0)[:, None, None] & real[:, :, None]
         allowed = torch.cat((front.expand(-1, -1, cache.config.sinks), allowed), dim=2)
     mask = _additive(allowed, group, dtype)
-    return SegmentPlan(positions, cos, sin, mask, real, use_front)
+    return SegmentPlan(positions, cos, sin, mask, real, use_front, embeddings)
 
 
 def _additive(allowed: Tensor, group: int, dtype: torch.dtype) -> Tensor:

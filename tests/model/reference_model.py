@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from infinichat.attention.bank_reference import BankParameters, bank_layer
 from infinichat.attention.reference import (
     RecallParameters,
     Window,
@@ -15,6 +16,7 @@ from infinichat.attention.reference import (
     recall_layer,
     token_values,
 )
+from infinichat.model.bank_memory import BankMemory
 from infinichat.model.memories import PaperMemory, RecallMemory
 from infinichat.model.modeling_infini import InfiniForCausalLM
 
@@ -48,6 +50,16 @@ def expected(model: InfiniForCausalLM, ids: Tensor) -> Expected:
             values = token_values(embedding, config.memory_heads)
             recall = recall_layer(x, values, parameters, window=window, order=config.memory_order)
             h, memories[index] = h + recall.added, torch.stack(recall.M)
+        elif isinstance(layer.memory, BankMemory):
+            banked = bank_layer(
+                x,
+                token_values(embedding, config.memory_heads),
+                BankParameters(**dict(layer.memory.named_parameters())),
+                window=window,
+                order=config.memory_order,
+                slots=config.memory_slots,
+            )
+            h, memories[index] = h + banked.added, torch.stack(banked.M)
         x = normed(h, layer.post_attention_layernorm.weight, config.rms_norm_eps)
         gate, up, down = (
             projection.weight for projection in (layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj)

@@ -7,12 +7,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from infinichat.model.bank_memory import BankMemory
 from infinichat.model.configuration_infini import InfiniConfig
-from infinichat.model.memories import PaperMemory, RecallMemory
+from infinichat.model.memories import PaperMemory, RecallMemory, ResidualMemory
 from infinichat.model.modeling_infini import InfiniForCausalLM
 
-Kind = Literal["recall", "linear", "delta"]
-KINDS: tuple[Kind, ...] = ("recall", "linear", "delta")
+Kind = Literal["bank", "recall", "linear", "delta"]
+KINDS: tuple[Kind, ...] = ("bank", "recall", "linear", "delta")
 
 HARD = {"window": 8, "segment": 8, "sinks": 0}
 STREAMING = {"window": 12, "segment": 4, "sinks": 2}
@@ -34,6 +35,7 @@ def tiny_config(**changes: Any) -> InfiniConfig:
         "memory_layers": [0, 1],
         "memory_trained": True,
         "memory_key_dim": 6,
+        "memory_slots": 7,
         "bos_token_id": None,
         "eos_token_id": None,
         "pad_token_id": 0,
@@ -52,15 +54,19 @@ def tiny_model(*, seed: int = 3, dtype: torch.dtype = torch.float64, **changes: 
 
 
 @torch.no_grad()
-def open_memory(memory: PaperMemory | RecallMemory | None) -> None:
+def open_memory(memory: PaperMemory | ResidualMemory | None) -> None:
     """Random parameters with which about half of all tokens are written and every read shows."""
     if isinstance(memory, PaperMemory):
         memory.beta.copy_(torch.randn_like(memory.beta))
-    elif isinstance(memory, RecallMemory):
+    elif isinstance(memory, ResidualMemory):
         for parameter in memory.parameters():
             nn.init.normal_(parameter, std=0.3)
         memory.alpha.fill_(0.7)
         memory.softness.fill_(0.5)
+    if isinstance(memory, BankMemory):
+        memory.recency.fill_(0.3)
+        memory.matrix_gain.fill_(0.5)
+        memory.erase.copy_(torch.tensor([1.5, 0.5]))
 
 
 @torch.no_grad()
@@ -72,6 +78,9 @@ def close_memory(model: InfiniForCausalLM) -> None:
         elif isinstance(layer.memory, RecallMemory):
             for parameter in (layer.memory.alpha, layer.memory.confidence, layer.memory.found_bias):
                 parameter.zero_()
+        elif isinstance(layer.memory, BankMemory):
+            for name in ("alpha", "confidence", "found_bias", "adapt_out"):
+                layer.memory.get_parameter(name).zero_()
 
 
 def some_ids(length: int, *, rows: int = 1, seed: int = 5) -> Tensor:

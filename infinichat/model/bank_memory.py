@@ -1,0 +1,169 @@
+"""The parameters of a memory with a bank of exact pairs beside its matrix: what the shipped checkpoint uses.
+
+One projection makes keys and queries: what position t asks for is what the token after it is stored under, so
+telling and asking meet wherever the words before the value are alike::
+
+    f_t   = x_t .. x_{t-3}, e_t .. e_{t-5}     the layer's normed inputs and the token embeddings (unit rms)
+    q_t   = headwise_unit(W f_t),   k_t = q_{t-1}
+    b_t   = hard_gate(sum_j w_j x_{t-j} + c)   exactly 0 for almost every token
+    v, n  = bank read and its null weight;  m = matrix read
+    h_t  += g_t (alpha W_om (v + n mu m) + (1 - n) w + u + B silu(A [x_t, 1 - n] + a))
+
+(``infinichat.attention.bank`` and ``.memory``.) Everything written goes into the matrix M by the per-token
+delta rule as well, so what the bank has to let go is still there, blurred; mu says how much of that is read.
+With alpha, w, u and B at zero, the untrained start, nothing is added.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from infinichat.attention.bank import BankRule, bank_read, bank_write, headwise_unit
+from infinichat.attention.infini import ending, ragged_taps, recall_features, recall_read, taps
+from infinichat.attention.memory import MemoryState, gather_written, wide, write_delta
+from infinichat.model.configuration_infini import InfiniConfig
+from infinichat.model.layer_state import TOKEN_TAPS, LayerState
+from infinichat.model.memories import ResidualMemory
+
+STATE_TAPS = 4
+"""Inputs of the layer that make a context, the present one included."""
+
+ADAPTER_RANK = 64
+
+
+class BankMemory(ResidualMemory):
+    """With C = hidden size, H heads, Dk key width, K = H Dk: ``context`` [K, 10 C], ``head_weight`` [H], the
+    scalars of ``BankRule`` (``beta`` and ``erase[0]`` as logarithms), the write gate ``gate_taps`` [3, C] and
+    ``gate_bias``, ``matrix_gain`` and ``softness`` [H] for the matrix, ``out`` [C, C], ``alpha``,
+    ``confidence`` and ``found_bias`` [C], the token gate ``read_gate`` [C], ``read_confidence``,
+    ``read_bias``, and the adapter ``adapt_in`` [64, C + 1], ``adapt_in_bias``, ``adapt_out`` [C, 64]."""
+
+    def __init__(self, config: InfiniConfig) -> None:
+        super().__init__(config)
+        hidden, heads, rank = config.hidden_size, config.memory_heads, ADAPTER_RANK
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape))
+
+        self.context = parameter(heads * config.memory_key_dim, (STATE_TAPS + TOKEN_TAPS + 1) * hidden)
+        self.head_weight = parameter(heads)
+        self.beta, self.null, self.recency, self.erase = parameter(), parameter(), parameter(), parameter(2)
+        self.matrix_gain, self.softness = parameter(), parameter(heads)
+        self.out, self.alpha = parameter(hidden, hidden), parameter()
+        self.confidence, self.found_bias = parameter(hidden), parameter(hidden)
+        self.read_gate, self.read_confidence, self.read_bias = parameter(hidden), parameter(), parameter()
+        self.adapt_in, self.adapt_in_bias = parameter(rank, hidden + 1), parameter(rank)
+        self.adapt_out = parameter(hidden, rank)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """The untrained start: a read adds 0, and gradients exist."""
+        super().reset_parameters()
+        for matrix in (self.context, self.adapt_in):
+            nn.init.normal_(matrix, std=matrix.shape[1] ** -0.5)
+        closed = (self.alpha, self.confidence, self.found_bias, self.adapt_out, self.matrix_gain)
+        neutral = (self.head_weight, self.adapt_in_bias, self.read_gate, self.read_confidence)
+        for parameter in (*closed, *neutral):
+            parameter.zero_()
+        starts = {"beta": 2.7, "null": 0.5, "recency": 0.2, "softness": 0.5, "read_bias": 1.0}
+        for name, value in starts.items():
+            self.get_parameter(name).fill_(value)
+        self.erase.copy_(torch.tensor([3.0, 0.85]))
+        self.out.copy_(torch.eye(self.out.shape[0]))
+
+    def rule(self, dtype: torch.dtype) -> BankRule:
+        """The bank's scalars in ``dtype``."""
+        beta, erase = self.beta.to(dtype).exp(), self.erase.to(dtype)
+        recency = self.recency.to(dtype).clamp(min=0)
+        return BankRule(beta, self.null.to(dtype), recency, erase[0].exp(), erase[1])
+
+    def forward(
+        self, h: Tensor, x: Tensor, state: LayerState, real: Tensor | None, embeddings: Tensor
+    ) -> Tensor:
+        """As ``ResidualMemory.forward``."""
+        assert state.memory is not None
+        assert state.memory_k is not None
+        assert state.strength is not None
+        assert state.tail is not None
+        assert state.tail_tokens is not None
+        assert state.tail_key is not None
+        x, tokens = wide(x), self.unit_rms(embeddings)
+        if real is None:
+            states = taps(x, state.tail, 0, STATE_TAPS)
+            words = taps(tokens, state.tail_tokens, 0, TOKEN_TAPS + 1)
+            projected = self._project(states, words)
+            keys = taps(projected, state.tail_key, 1, 1)
+            state.tail, state.tail_tokens = ending(state.tail, x), ending(state.tail_tokens, tokens)
+            state.tail_key = ending(state.tail_key, projected)
+            strength = self.write_strength(states)
+        else:
+            states, state.tail = ragged_taps(x, state.tail, real, 0, STATE_TAPS)
+            words, state.tail_tokens = ragged_taps(tokens, state.tail_tokens, real, 0, TOKEN_TAPS + 1)
+            projected = self._project(states, words)
+            keys, state.tail_key = ragged_taps(projected, state.tail_key, real, 1, 1)
+            strength = self.write_strength(states) * real
+        state.strength.append(strength)
+        state.memory_k.append(keys)
+        added = self.read(projected, x, state)
+        return h + (added * (state.memory.written > 0)[:, None, None]).to(h.dtype)
+
+    def _project(self, states: Tensor, words: Tensor) -> Tensor:
+        """W f [B, T, K], in float32 or wider, from both parts of f beside each other."""
+        # In the weight's own type: converting this matrix at every token would cost more than the product.
+        around = torch.cat((states, words), dim=-1).to(self.context.dtype)
+        return wide(F.linear(around, self.context))
+
+    def read(self, projected: Tensor, x: Tensor, state: LayerState) -> Tensor:
+        """What to add to the residual [B, T, C], in x's type, for projections [B, T, K]."""
+        assert state.memory is not None
+        assert state.bank is not None
+        dtype = x.dtype
+        queries = headwise_unit(projected, self.head_weight.to(dtype))
+        got = bank_read(queries, state.bank, state.memory.written, self.rule(dtype))
+        values, null = got.values, got.null[..., None]
+        if self.training or bool(self.matrix_gain != 0):
+            features = recall_features(projected, heads=self.heads, order=self.order)
+            blurred = recall_read(features, state.memory, softness=self.softness).values
+            values = values + self.matrix_gain.to(dtype) * null * blurred
+        found = 1 - null
+        gate = torch.sigmoid(
+            (x @ self.read_gate.to(dtype))[..., None]
+            + self.read_confidence.to(dtype) * found
+            + self.read_bias.to(dtype)
+        )
+        inner = F.linear(torch.cat((x, found), dim=-1), self.adapt_in.to(dtype), self.adapt_in_bias.to(dtype))
+        added = self.alpha.to(dtype) * F.linear(values, self.out.to(dtype))
+        added = added + found * self.confidence.to(dtype) + self.found_bias.to(dtype)
+        return gate * (added + F.linear(F.silu(inner), self.adapt_out.to(dtype)))
+
+    def commit(
+        self, state: LayerState, count: int, write: Tensor | None, ids: Tensor, embedding: nn.Embedding
+    ) -> MemoryState:
+        """As ``ResidualMemory.commit``; the bank is replaced in ``state``."""
+        assert state.memory is not None
+        assert state.memory_k is not None
+        assert state.strength is not None
+        assert state.bank is not None
+        strength = state.strength.content[:, :count]
+        if write is not None:
+            strength = strength * write
+        chosen, strength = gather_written(strength)
+        if chosen.shape[1] == 0:
+            return state.memory
+        projected = state.memory_k.content
+        projected = projected.gather(1, chosen[..., None].expand(-1, -1, projected.shape[-1]))
+        tokens = ids.gather(1, chosen)
+        values = self.unit_rms(embedding(tokens))
+        keys = headwise_unit(projected, self.head_weight.to(projected.dtype))
+        state.bank = bank_write(
+            state.bank,
+            (keys, values, tokens),
+            chosen=strength > 0,
+            written=state.memory.written,
+            rule=self.rule(projected.dtype),
+        )
+        features = recall_features(projected, heads=self.heads, order=self.order)
+        return write_delta(state.memory, features, self.split(values), strength)
