@@ -34,7 +34,7 @@ def test_a_saved_model_comes_back_the_same(kind: Kind, tied: bool, tmp_path: Pat
     for name, parameter in model.named_parameters():
         assert torch.equal(theirs[name], parameter), name
     with torch.no_grad():
-        # Not bit for bit: tensors of a mapped file stand at odd addresses, which changes the kernels' rounding.
+        # Not bit for bit: tensors of a mapped file stand at odd addresses, which changes the rounding.
         torch.testing.assert_close(loaded(some_ids(30)).logits, model(some_ids(30)).logits)
     assert loaded.config.to_diff_dict() == model.config.to_diff_dict()
 
