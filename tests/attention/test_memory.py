@@ -266,11 +266,11 @@ def test_a_million_tokens_of_the_paper_s_memory_stay_finite_and_right(rule: Upda
 
 def test_a_million_written_tokens_of_the_recall_memory_stay_finite_and_bounded() -> None:
     """Correlated keys at full strength, the case in which the delta rule without a solve diverges."""
-    state = MemoryState.empty(1, 1, 24, 4, normalised=False)
-    centre = torch.randn(24)
+    state = MemoryState.empty(1, 1, 16, 4, normalised=False)
+    centre = torch.randn(16)
     strength = torch.ones(1, 8192)
     for _ in range(123):
-        keys = unit(centre + 0.1 * torch.randn(1, 1, 8192, 24))
+        keys = unit(centre + 0.1 * torch.randn(1, 1, 8192, 16))
         state = write_delta(state, keys, torch.randn(1, 1, 8192, 4), strength)
     assert state.written.item() > 1_000_000
     assert bool(state.M.isfinite().all())

@@ -55,16 +55,16 @@ def test_01_equals_the_definition_in_float64_with_heads_groups_and_a_ragged_end(
 @windows
 @pytest.mark.parametrize("masked", [False, True], ids=["no mask", "mask"])
 def test_02_nothing_later_changes_anything_earlier(kind: Kind, window: str, masked: bool) -> None:
-    model, ids = tiny_model(memory=kind, **WINDOWS[window]), some_ids(26)
+    model, length = tiny_model(memory=kind, **WINDOWS[window]), 26
+    ids = some_ids(length).repeat(length, 1)
+    changed = ids.clone()
+    changed.diagonal().copy_(1 + ids.diagonal() % (VOCABULARY - 1))  # row i differs at position i
     mask = torch.ones_like(ids) if masked else None
     with torch.no_grad():
-        before = model(ids, attention_mask=mask).logits
-        for position in range(26):
-            changed = ids.clone()
-            changed[0, position] = 1 + ids[0, position] % (VOCABULARY - 1)
-            after = model(changed, attention_mask=mask).logits
-            assert torch.equal(after[:, :position], before[:, :position]), position
-            assert not torch.equal(after[:, position:], before[:, position:])
+        before, after = (model(rows, attention_mask=mask).logits for rows in (ids, changed))
+    for position in range(length):
+        assert torch.equal(after[position, :position], before[position, :position]), position
+        assert not torch.equal(after[position, position:], before[position, position:])
 
 
 @kinds
@@ -198,7 +198,7 @@ def test_08_a_long_soak_under_bfloat16_weights_stays_finite_with_float32_sums(ki
         segment=256,
     )
     cache = model.model.new_cache()
-    soak(model, cache, 70_000, some_ids(2560))
+    soak(model, cache, 60_000, some_ids(2560))
     memory = cache.memories[0]
     assert memory.M.dtype == torch.float32
     assert memory.written.item() > 20_000
@@ -207,13 +207,13 @@ def test_08_a_long_soak_under_bfloat16_weights_stays_finite_with_float32_sums(ki
 
 @pytest.mark.parametrize("kind", ["linear", "delta"])
 def test_09_gates_start_where_they_can_learn(kind: Kind) -> None:
-    """Elsewhere sigmoid(-100) has a gradient of exactly zero; here one large step moves the gate."""
+    """Elsewhere sigmoid(-100) has a gradient of exactly zero; here a few steps move the gate."""
     model, ids = tiny_model(memory=kind, **HARD), some_ids(24)
     betas = [layer.memory.beta for layer in model.model.layers]
     for beta in betas:
         torch.nn.init.constant_(beta, PaperMemory.BETA_START)
-    optimizer = torch.optim.Adam(betas, lr=0.02)
-    for _ in range(100):
+    optimizer = torch.optim.Adam(betas, lr=0.1)
+    for _ in range(20):
         optimizer.zero_grad()
         model(ids, labels=ids).loss.backward()
         assert all(bool((beta.grad != 0).all()) for beta in betas)

@@ -14,7 +14,7 @@ from infinichat.model.modeling_infini import InfiniForCausalLM
 from tests.model.tiny_infini import KINDS, WINDOWS, Kind, some_ids, tiny_model
 
 kinds = pytest.mark.parametrize("kind", KINDS)
-NEW = 15
+NEW = 12
 
 
 def generate(model: InfiniForCausalLM, ids: Tensor, **options: Any) -> Tensor:
@@ -35,7 +35,7 @@ def greedy_by_hand(model: InfiniForCausalLM, ids: Tensor, count: int = NEW) -> T
 
 @kinds
 @pytest.mark.parametrize("window", WINDOWS)
-@pytest.mark.parametrize("length", [1, 15, 16, 17])
+@pytest.mark.parametrize("length", [1, 16])
 def test_greedy_generation_is_what_one_shot_logits_say(kind: Kind, window: str, length: int) -> None:
     model = tiny_model(memory=kind, **WINDOWS[window])
     ids = some_ids(length)
