@@ -81,7 +81,7 @@ def machine_key(settings: EngineSettings, shape: tuple[int, ...]) -> str:
     """What a measurement depends on: processor, cores, torch, the settings, the model's shape."""
     facts = (
         platform.machine(),
-        _processor(),
+        processor_name(),
         available_cores(),
         torch.__version__,
         torch.backends.cpu.get_cpu_capability(),
@@ -158,7 +158,8 @@ def _best_seconds(work: Any, rounds: int = 5) -> float:
     return min(times)
 
 
-def _processor() -> str:
+def processor_name() -> str:
+    """What the system calls its processor."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             return next(

@@ -23,16 +23,16 @@ from torch import Tensor, nn
 from infinichat.attention.window import inverse_frequencies
 from infinichat.engine.quantize import Product, WeightFormat
 from infinichat.model.cache import InfiniCache
-from infinichat.model.memories import PaperMemory, RecallMemory
+from infinichat.model.memories import PaperMemory, ResidualMemory
 from infinichat.model.modeling_infini import InfiniDecoderLayer, InfiniForCausalLM, RMSNorm
 from infinichat.model.rope import scaled_frequencies
 
 
 class Step(Protocol):
-    """One id at a time. ``name`` says what is running, for reports."""
+    """One id at a time. ``weights`` names the format of the weights that run, for reports."""
 
     @property
-    def name(self) -> str: ...
+    def weights(self) -> str: ...
 
     def feed(self, cache: InfiniCache, token_id: int) -> None:
         """Add one token to ``cache`` and set its ``last_hidden`` [1, C]."""
@@ -46,10 +46,12 @@ class Step(Protocol):
 class ModuleStep:
     """The model's forward."""
 
-    name = "module"
-
     def __init__(self, model: InfiniForCausalLM) -> None:
         self._model = model
+
+    @property
+    def weights(self) -> str:
+        return str(self._model.lm_head.weight.dtype).removeprefix("torch.")
 
     def feed(self, cache: InfiniCache, token_id: int) -> None:
         ids = torch.tensor([[token_id]], device=cache.device)
@@ -62,8 +64,6 @@ class ModuleStep:
 
 class PlainStep:
     """``ModuleStep`` on plain tensors, for batch 1 on the CPU. The residual stream is float32."""
-
-    name = "plain"
 
     def __init__(
         self, model: InfiniForCausalLM, *, format: WeightFormat, head: WeightFormat | None = None
@@ -88,6 +88,17 @@ class PlainStep:
         self._residual = torch.empty(1, config.hidden_size + 1)
         self._residual[0, -1] = (config.hidden_size * config.rms_norm_eps) ** 0.5
 
+    @staticmethod
+    def fits(model: InfiniForCausalLM) -> bool:
+        """Whether this step knows every layer of ``model``; otherwise ``ModuleStep`` has to run it."""
+        known = (PaperMemory, ResidualMemory)
+        return all(layer.memory is None or isinstance(layer.memory, known) for layer in model.model.layers)
+
+    @property
+    def weights(self) -> str:
+        """The layers' format (the head may have another one)."""
+        return self.layers[0].down.format
+
     @property
     def nbytes(self) -> int:
         """Bytes of all packed weights: what one token reads."""
@@ -101,7 +112,8 @@ class PlainStep:
         self._model.evict(cache)
         residual = self._residual
         h = residual[:, :-1]
-        h.copy_(self._embedding[token_id])
+        embedded = self._embedding[token_id][None, None]
+        h.copy_(embedded[0])
         cos, sin = self._angles(cache.seen)
         front = cache.evicted > 0 and self._sinks > 0
         for layer, state in zip(self.layers, cache.states, strict=True):
@@ -123,8 +135,8 @@ class PlainStep:
                 out = layer.memory.attend(out.view(1, self._heads, 1, self._dim), plain_q, state.memory)
                 state.memory_k.append(qkv[None, self._heads : self._heads + self._kv_heads, None])
             h.add_(layer.out(out.reshape(1, -1).to(layer.out.dtype)))
-            if state.memory is not None and isinstance(layer.memory, RecallMemory):
-                h.copy_(layer.memory(h[None], x[None], state, None)[0])
+            if state.memory is not None and isinstance(layer.memory, ResidualMemory):
+                h.copy_(layer.memory(h[None], x[None], state, None, embedded)[0])
             gate, up = layer.gate_up(layer.mlp_norm(residual)).chunk(2, dim=1)
             h.add_(layer.down(layer.activation(gate).mul_(up)))
         cache.ids.append(torch.tensor([[token_id]]))

@@ -96,7 +96,8 @@ def _placed(model: InfiniForCausalLM, plan: Plan) -> Step:
     from infinichat.engine.kernels import ModuleStep, PlainStep
 
     step: Step
-    step = PlainStep(model, format=plan.weights) if plan.device == "cpu" else ModuleStep(model)
+    plain = plan.device == "cpu" and PlainStep.fits(model)
+    step = PlainStep(model, format=plan.weights) if plain else ModuleStep(model)
     for name, parameter in model.named_parameters():
         # Memories stay float32: bfloat16 sums are wrong after a million tokens.
         dtype = parameter.dtype if ".memory." in name else plan.torch_dtype

@@ -1,0 +1,2 @@
+"""Measuring speed and memory, against others that run the same weights. Importing this brings nothing
+heavy."""

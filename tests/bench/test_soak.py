@@ -1,0 +1,85 @@
+"""The soak: flat rows, goes on where it was stopped, and says when a number is not finite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from infinichat.bench import soak as soak_module
+from infinichat.bench.soak import _next_mark, soak
+from infinichat.engine.generate import InfiniEngine
+from infinichat.errors import UsageError
+from tests.engine.conftest import MakeEngine, make_engine, make_model
+
+__all__ = ["make_engine", "make_model"]
+
+
+@pytest.fixture
+def engine(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> InfiniEngine:
+    made = make_engine()
+    monkeypatch.setattr(soak_module, "load_engine", lambda *_, **__: made)
+    return made
+
+
+def run(folder: Path, tokens: int, **options: Any) -> Any:
+    return soak(None, tokens=tokens, folder=folder, say=lambda _: None, **options)
+
+
+def test_rows_come_by_decade_and_the_state_stays_as_small(engine: InfiniEngine, tmp_path: Path) -> None:
+    report = run(tmp_path, 12_000)
+    assert [row.history for row in report.rows] == [1000, 10_000, 12_000]
+    assert len({row.state_mb for row in report.rows}) == 1
+    assert all(row.extra["finite"] for row in report.rows)
+    assert all(row.tokens_per_s and row.rss_mb and row.extra["decode_ms"] for row in report.rows)
+    assert "every number finite" in report.notes
+
+
+def test_a_stopped_soak_goes_on_and_reaches_the_same_state(engine: InfiniEngine, tmp_path: Path) -> None:
+    run(tmp_path / "whole", 3000)
+    run(tmp_path / "parts", 2000)
+    fed: list[int] = []
+    feed = engine.feed
+    engine.feed = lambda state, ids, **o: fed.append(len(ids)) or feed(state, ids, **o)  # type: ignore
+    report = run(tmp_path / "parts", 3000)
+    assert sum(fed) == 1000
+    assert [row.history for row in report.rows] == [1000, 2000, 3000]
+    (whole,) = (tmp_path / "whole").glob("*.safetensors")
+    (parts,) = (tmp_path / "parts").glob("*.safetensors")
+    assert whole.read_bytes() == parts.read_bytes()
+    run(tmp_path / "parts", 1000, restart=True)
+    assert sum(fed) == 2000
+
+
+def test_a_number_that_is_not_finite_is_seen(engine: InfiniEngine, tmp_path: Path) -> None:
+    feed = engine.feed
+
+    def poisoned(state: Any, ids: Any, **options: Any) -> Any:
+        yield from feed(state, ids, **options)
+        with torch.inference_mode():
+            state.states[0].k.content[0, 0, 0] = float("nan")
+
+    engine.feed = poisoned  # type: ignore[method-assign]
+    report = run(tmp_path, 1000)
+    assert [row.extra["finite"] for row in report.rows] == [False]
+    assert "a number was NOT finite" in report.notes
+
+
+def test_a_text_is_streamed_over_and_over(engine: InfiniEngine, tmp_path: Path) -> None:
+    book = tmp_path / "book.txt"
+    book.write_text("Call me Ishmael. ")
+    assert "book.txt, 17 tokens over and over" in run(tmp_path, 1000, text=book).notes[0]
+    book.write_text("")
+    with pytest.raises(UsageError, match="no text"):
+        run(tmp_path, 1000, text=book)
+    with pytest.raises(UsageError, match="cannot be read"):
+        run(tmp_path, 1000, text=tmp_path / "none.txt")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "mark"), [(0, 1000), (1, 1000), (999, 1000), (1000, 10_000), (10**6, 10**7)]
+)
+def test_marks_are_powers_of_ten(tokens: int, mark: int) -> None:
+    assert _next_mark(tokens) == mark

@@ -1,0 +1,108 @@
+"""A loaded model becomes an engine in the format that was asked for, and answers as the model does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from infinichat.config import EngineSettings, Settings
+from infinichat.engine.byte_tokenizer import ByteTokenizer
+from infinichat.engine.device import FILE
+from infinichat.engine.generate import InfiniEngine
+from infinichat.engine.load import engine_of
+from infinichat.messages import SamplingOptions
+from infinichat.model.loading import LoadedModel
+from tests.engine.conftest import MakeModel, some_ids
+
+
+@pytest.fixture
+def make_loaded(make_model: MakeModel) -> MakeModel:
+    def make(**changes: object) -> LoadedModel:
+        model = make_model(**changes)
+        return LoadedModel(
+            model=model,
+            tokenizer=ByteTokenizer(),  # type: ignore[arg-type]
+            name="tiny",
+            fingerprint="f" * 64,
+            trained=model.config.memory_trained,
+            chat_format="chatml",
+            parameters=sum(p.numel() for p in model.parameters()),
+            path=Path("tiny"),
+        )
+
+    return make  # type: ignore[return-value]
+
+
+def loaded_engine(loaded: LoadedModel, cache: Path, **settings: object) -> InfiniEngine:
+    return engine_of(loaded, Settings(engine=EngineSettings(device="cpu", **settings)), cache=cache)  # type: ignore[arg-type]
+
+
+def greedy(engine: InfiniEngine, count: int = 20) -> list[int | None]:
+    state = engine.new_state()
+    for _ in engine.feed(state, some_ids(40)):
+        pass
+    options = SamplingOptions(temperature=0, max_tokens=count)
+    return [item.token_id for item in engine.generate(state, options, end_ids=[])]
+
+
+def test_float32_answers_exactly_as_transformers_generate_does(
+    make_loaded: MakeModel, tmp_path: Path
+) -> None:
+    loaded = make_loaded()
+    ids = torch.tensor([some_ids(40)])
+    expected = loaded.model.generate(ids, max_new_tokens=20, do_sample=False, eos_token_id=None)[0, 40:]
+    engine = loaded_engine(loaded, tmp_path, dtype="float32", threads=1)
+    assert engine.info.dtype == "float32"
+    assert greedy(engine) == expected.tolist()
+
+
+@pytest.mark.parametrize(("dtype", "weights"), [("bfloat16", "bfloat16"), ("int8", "int8")])
+def test_a_narrow_engine_keeps_memories_in_float32(
+    dtype: str, weights: str, make_loaded: MakeModel, tmp_path: Path
+) -> None:
+    engine = loaded_engine(make_loaded(), tmp_path, dtype=dtype, threads=1)
+    assert engine.step.weights == weights
+    for name, parameter in engine.model.named_parameters():
+        assert (parameter.dtype == torch.float32) == (".memory." in name or engine.info.dtype == "float32")
+    assert len(greedy(engine)) == 20
+
+
+def test_what_was_measured_is_remembered(
+    make_loaded: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from infinichat.engine import device, load
+
+    monkeypatch.setattr(load, "machine_is_busy", lambda cores: False)
+    first = loaded_engine(make_loaded(), tmp_path)
+    assert (tmp_path / FILE).exists()
+
+    def never(*_: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(device, "make_plan", never)
+    monkeypatch.setattr(load, "_measured_threads", never)
+    assert loaded_engine(make_loaded(), tmp_path).info == first.info
+
+
+def test_threads_measured_on_a_busy_machine_are_not_kept(
+    make_loaded: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from infinichat.engine import load
+
+    monkeypatch.setattr(load, "machine_is_busy", lambda cores: True)
+    measured: list[int] = []
+    monkeypatch.setattr(load, "_measured_threads", lambda model, step: measured.append(1) or 1)
+    for _ in range(2):
+        loaded_engine(make_loaded(), tmp_path)
+    assert measured == [1, 1]
+
+
+def test_the_settings_threads_are_not_measured(
+    make_loaded: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from infinichat.engine import load
+
+    monkeypatch.setattr(load, "_measured_threads", lambda model, step: pytest.fail("measured"))
+    assert loaded_engine(make_loaded(), tmp_path, threads=1).info.threads == 1
