@@ -127,6 +127,12 @@ def _refuse_other_arithmetic(file: GgufFile) -> None:
             "architecture 'llama' (Llama, Mistral, SmolLM2, ...) are supported. Choose such a file or a "
             "Hugging Face folder."
         )
+    parts = file.metadata.get("split.count", 1)
+    if parts != 1:
+        raise UnsupportedModelError(
+            f"{file.path.name} is one of {parts} parts of a model. Join them with llama.cpp's gguf-split "
+            "--merge."
+        )
     for key, neutral in _NEUTRAL.items():
         value = file.metadata.get(f"llama.{key}", neutral)
         if value != neutral:

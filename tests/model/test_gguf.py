@@ -176,6 +176,8 @@ def test_another_architecture_and_other_arithmetic_are_refused(write_gguf: Write
         gguf_config(read_gguf_header(write_gguf(architecture="mamba")))
     with pytest.raises(UnsupportedModelError, match="llama.residual_scale"):
         gguf_config(read_gguf_header(write_gguf(extra={"llama.residual_scale": 0.25})))
+    with pytest.raises(UnsupportedModelError, match="one of 3.0 parts"):
+        gguf_config(read_gguf_header(write_gguf(extra={"split.count": 3})))
 
 
 def test_a_tensor_that_a_llama_does_not_have_is_refused_by_name(write_gguf: WriteGguf) -> None:
