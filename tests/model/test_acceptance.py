@@ -62,9 +62,11 @@ def test_02_nothing_later_changes_anything_earlier(kind: Kind, window: str, mask
     mask = torch.ones_like(ids) if masked else None
     with torch.no_grad():
         before, after = (model(rows, attention_mask=mask).logits for rows in (ids, changed))
+    # Rows of a batch share products of matrices, whose last bits depend on the shape: hence not bit for bit.
+    difference = (after - before).abs().amax(dim=-1)
     for position in range(length):
-        assert torch.equal(after[position, :position], before[position, :position]), position
-        assert not torch.equal(after[position, position:], before[position, position:])
+        assert bool((difference[position, :position] < 1e-12).all()), position
+        assert float(difference[position, position]) > 1e-3, position
 
 
 @kinds
