@@ -50,12 +50,13 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "ui": (FRONT | {"ui"}, {"textual", "rich", "psutil"}),
     "cli": (FRONT | {"cli"}, {"rich"}),
     "server": (FRONT | {"server"}, {"starlette", "uvicorn"}),
+    "corpus": ({"chat_format", "errors", "messages", "protocols"}, set()),
     "training": (
-        {"model", "layers", "attention", "chat_format", "config", "errors", "messages", "protocols", "paths"},
+        {"model", "layers", "attention", "chat_format", "corpus", "config", "errors", "messages", "protocols", "paths"},
         {"torch", "transformers", "safetensors", "numpy", "tomlkit"},
     ),
     "evals": (
-        MEASURES,
+        MEASURES | {"corpus"},
         {"torch", "numpy"},
     ),
     "bench": (
