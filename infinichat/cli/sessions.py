@@ -16,6 +16,7 @@ from infinichat.cli.parser import add_json, whole
 from infinichat.cli.text import ago, counted, one_line, table
 from infinichat.errors import InfiniChatError
 from infinichat.messages import Message
+from infinichat.session.recovery import recover_interrupted
 
 if TYPE_CHECKING:
     from infinichat.store import SearchHit, SessionRecord, Store
@@ -105,6 +106,13 @@ def _nothing(query: str | None) -> str:
     return 'there are no sessions yet. Next: infinichat, or infinichat ask "…"'
 
 
+def _settled(store: Store, name: str) -> SessionRecord:
+    """The session, with the answer that a crash cut off put where it belongs."""
+    record = store.session(name)
+    recover_interrupted(store, record.id)
+    return store.session(record.id)
+
+
 def sessions_table(records: list[SessionRecord]) -> str:
     """The list that people see; a star marks a pinned session."""
     rows = [
@@ -136,7 +144,7 @@ def record_json(record: SessionRecord) -> dict[str, object]:
 
 
 def _show(args: argparse.Namespace, context: Context, store: Store) -> None:
-    record = store.session(args.name)
+    record = _settled(store, args.name)
     messages = store.path(record.id, limit=args.limit)
     console = context.console
     if args.json:
@@ -228,7 +236,7 @@ def _undelete(args: argparse.Namespace, context: Context, store: Store) -> None:
 
 
 def _export(args: argparse.Namespace, context: Context, store: Store) -> None:
-    record = store.session(args.name)
+    record = _settled(store, args.name)
     text = store.export_session(record.id, args.format or format_for(args.output or ""))
     if not args.output or args.output == "-":
         context.console.raw(text if text.endswith("\n") else text + "\n")
@@ -259,7 +267,7 @@ def _import(args: argparse.Namespace, context: Context, store: Store) -> None:
 
 
 def _branch(args: argparse.Namespace, context: Context, store: Store) -> None:
-    record = store.session(args.name)
+    record = _settled(store, args.name)
     message_id = _message_id(store, record, args.message)
     context.console.line(store.branch(record.id, message_id, args.new_name).name)
 

@@ -196,3 +196,21 @@ def test_verify_says_that_all_is_well_or_what_is_not(
     assert text.count("\n") >= 1
     assert "fault" in error
     assert json.loads(out(capsys, "verify", "--json", status=1)[0])["faults"]
+
+
+@pytest.mark.parametrize("verb", ["show", "export"])
+def test_an_answer_that_a_crash_cut_off_is_shown(
+    verb: str, notes: str, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = store.session(notes)
+    store.append(record.id, role="user", content="And then?", reason="complete", chain="c9")
+    store.write_draft(
+        record.id,
+        parent=store.session(notes).tip,
+        content="Then the light went",
+        ids=[1, 2],
+        prompt_ids=[],
+        model="m",
+        fingerprint="f",
+    )
+    assert "Then the light went" in out(capsys, "sessions", verb, notes)[0]
