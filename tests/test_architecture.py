@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "infinichat"
 
 FRONT = {"session", "store", "messages", "protocols", "errors", "config", "paths"}
-MEASURES = FRONT | {"engine", "model", "chat_format"}
+MEASURES = FRONT | {"engine", "model", "attention", "chat_format"}
 ANY_ENGINE = {"engine", "model"}
 
 # part -> (parts it may import at module level, third-party packages it may import at module level)
