@@ -52,7 +52,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "server": (FRONT | {"server"}, {"starlette", "uvicorn"}),
     "corpus": ({"chat_format", "errors", "messages", "protocols"}, set()),
     "training": (
-        {"model", "layers", "attention", "chat_format", "corpus", "config", "errors", "messages", "protocols", "paths"},
+        MEASURES - {"engine", "session", "store"} | {"layers", "corpus"},
         {"torch", "transformers", "safetensors", "numpy", "tomlkit"},
     ),
     "evals": (
