@@ -44,12 +44,15 @@ def check_state(config: InfiniConfig, tensors: Mapping[str, Tensor]) -> Counts:
     unknown = sorted(str(name) for name in set(tensors) - set(specs))
     if unknown:
         raise StateError(f"The state has a tensor {unknown[0]!r}, which this model has no place for.")
-    ids = tensors["ids"]
-    if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= config.vocab_size):
-        raise StateError(
-            f"ids go from {int(ids.min())} to {int(ids.max())} in the state; this model's vocabulary has ids "
-            f"0 to {config.vocab_size - 1}."
-        )
+    for name, tensor in tensors.items():
+        limits = _limits(name, config, counts)
+        if limits is not None and tensor.numel():
+            lowest, highest = tensor.min().item(), tensor.max().item()
+            if lowest < limits[0] or highest > limits[1]:
+                raise StateError(
+                    f"{name} goes from {lowest} to {highest} in the state; this model expects {limits[0]} to "
+                    f"{limits[1]}."
+                )
     if counts.ragged:
         _check_rows(config, tensors, counts)
     else:
@@ -60,6 +63,16 @@ def check_state(config: InfiniConfig, tensors: Mapping[str, Tensor]) -> Counts:
                 f"the window holds {counts.window}; without padding these do not add up."
             )
     return counts
+
+
+def _limits(name: str, config: InfiniConfig, counts: Counts) -> tuple[int, int] | None:
+    """The least and the greatest value of a tensor, where there are such."""
+    kind = name.rpartition(".")[2]
+    if kind in ("ids", "bank_ids"):
+        return 0, config.vocab_size - 1
+    if kind in ("written", "bank_order"):
+        return 0, counts.seen
+    return (0, 1) if kind == "strength" else None
 
 
 def state_tensors(config: InfiniConfig, counts: Counts) -> dict[str, TensorSpec]:

@@ -250,8 +250,13 @@ DAMAGE: dict[str, tuple[Callable[[Tensors], None], str]] = {
     "ids of one dimension": (change("ids", lambda i: i[0]), "cannot belong together"),
     "ids as floats": (change("ids", lambda i: i.double()), "ids is torch.float64"),
     "ids cut short": (change("ids", lambda i: i[:, 1:]), "is torch"),
-    "ids beyond the vocabulary": (change("ids", lambda i: i + 40), "this model's vocabulary has ids 0 to 39"),
-    "negative ids": (change("ids", lambda i: i - 40), "this model's vocabulary"),
+    "ids beyond the vocabulary": (
+        change("ids", lambda i: i + 40),
+        "ids goes from .* this model expects 0 to 39",
+    ),
+    "negative ids": (change("ids", lambda i: i - 40), "ids goes from -"),
+    "more written than seen": (change("layers.0.written", lambda w: w + 30), "written goes from .* 0 to 30"),
+    "strengths above one": (change("layers.1.strength", lambda s: s + 1), "strength goes from"),
     "keys as whole numbers": (change("layers.0.k", lambda k: k.long()), "expected a floating-point type"),
     "keys of another precision": (
         change("layers.1.k", lambda k: k.float()),
@@ -335,6 +340,24 @@ def test_a_state_of_another_model_is_refused(changes: dict[str, object]) -> None
     tensors = fed(tiny_model(), 30).to_tensors()
     with pytest.raises(StateError):
         InfiniCache.from_tensors(tiny_config(**changes), tensors)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (drop("layers.0.bank_values"), "bank_values"),
+        (drop("layers.0.tail_key"), "tail_key"),
+        (change("layers.1.bank_ids", lambda i: i + 40), "bank_ids goes from .* expects 0 to 39"),
+        (change("layers.1.bank_order", lambda o: o - 1), "bank_order goes from -1"),
+        (change("layers.1.bank_keys", lambda k: k[:, 1:]), "bank_keys"),
+    ],
+)
+def test_a_damaged_bank_is_refused(spoil: Callable[[Tensors], None], words: str) -> None:
+    model = tiny_model(memory="bank")
+    tensors = fed(model, 30).to_tensors()
+    spoil(tensors)
+    with pytest.raises(StateError, match=words):
+        InfiniCache.from_tensors(model.config, tensors)
 
 
 def test_a_delta_state_needs_its_z() -> None:

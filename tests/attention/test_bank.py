@@ -1,0 +1,94 @@
+"""What a bank of exact pairs promises; its equality with the definition is tested through the model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from infinichat.attention.bank import BankRule, BankState, bank_read, bank_write, headwise_unit
+
+F64 = torch.float64
+SLOTS, WIDTH = 4, 6
+
+
+def rule(**changes: float) -> BankRule:
+    values = {"beta": 40.0, "null": 0.5, "recency": 0.2, "gain": 30.0, "same": 0.85, **changes}
+    return BankRule(**{name: torch.tensor(value, dtype=F64) for name, value in values.items()})
+
+
+def empty() -> BankState:
+    pairs, counts = torch.zeros(1, SLOTS, WIDTH, dtype=F64), torch.zeros(1, SLOTS, dtype=torch.int64)
+    return BankState(pairs, pairs, counts, torch.zeros(1, SLOTS, dtype=F64), counts)
+
+
+def told(bank: BankState, facts: list[tuple[int, int]], written: int, **changes: float) -> BankState:
+    """The bank after facts of (key number, value number), all in one call."""
+    axes = torch.eye(WIDTH, dtype=F64)
+    keys, values = (axes[[fact[at] for fact in facts]][None] for at in (0, 1))
+    ids = torch.tensor([[value for _, value in facts]])
+    chosen, before = torch.ones_like(ids, dtype=torch.bool), torch.tensor([written])
+    return bank_write(bank, (keys, values, ids), chosen=chosen, written=before, rule=rule(**changes))
+
+
+def asked(bank: BankState, key: int, written: int) -> tuple[Tensor, float]:
+    query = torch.eye(WIDTH, dtype=F64)[None, key : key + 1]
+    got = bank_read(query, bank, torch.tensor([written]), rule())
+    return got.values[0, 0], float(got.null[0, 0])
+
+
+def test_an_empty_bank_answers_that_nothing_matches() -> None:
+    values, null = asked(empty(), 0, 0)
+    assert null == 1
+    assert torch.equal(values, torch.zeros(WIDTH, dtype=F64))
+
+
+def test_a_told_key_gives_its_value_and_an_unknown_key_the_null_answer() -> None:
+    bank = told(empty(), [(0, 3), (1, 4)], 0)
+    values, null = asked(bank, 1, 2)
+    assert int(values.argmax()) == 4
+    assert float(values[4]) > 0.99
+    assert null < 0.01
+    assert asked(bank, 5, 2)[1] > 0.99
+
+
+def test_a_correction_replaces_what_it_corrects_and_nothing_else() -> None:
+    bank = told(empty(), [(0, 3), (1, 4), (0, 5)], 0)
+    assert int(asked(bank, 0, 3)[0].argmax()) == 5
+    assert float(asked(bank, 0, 3)[0][3]) < 0.02
+    assert float(asked(bank, 1, 3)[0][4]) > 0.99
+
+
+def test_a_full_bank_lets_the_faded_pair_go_and_then_the_oldest() -> None:
+    bank = told(empty(), [(0, 3), (1, 4), (2, 5), (1, 2)], 0)
+    bank = told(bank, [(3, 1)], 4)
+    assert bank.ids[0].tolist() == [3, 5, 2, 1]
+    bank = told(bank, [(4, 0)], 5)
+    assert bank.ids[0].tolist() == [5, 2, 1, 0]
+    assert bank.order[0].tolist() == [3, 4, 5, 6]
+
+
+def test_how_writes_are_cut_into_calls_changes_nothing_while_there_is_room() -> None:
+    facts = [(0, 3), (1, 4), (0, 5), (2, 1)]
+    together, apart = told(empty(), facts, 0), empty()
+    for number, fact in enumerate(facts):
+        apart = told(apart, [fact], number)
+    for one, other in zip(together.tensors(), apart.tensors(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_tokens_that_are_not_chosen_leave_no_trace() -> None:
+    bank = told(empty(), [(0, 3)], 0)
+    keys = torch.eye(WIDTH, dtype=F64)[None, :2]
+    new, ids = (keys, keys * 7), torch.tensor([[1, 2]])
+    nothing = torch.zeros(1, 2, dtype=torch.bool)
+    after = bank_write(bank, (*new, ids), chosen=nothing, written=torch.tensor([1]), rule=rule())
+    assert all(torch.equal(one, other) for one, other in zip(bank.tensors(), after.tensors(), strict=True))
+
+
+def test_headwise_units_have_length_one_and_compare_as_a_mean_over_heads() -> None:
+    a, b = torch.randn(2, 12, dtype=F64)
+    weight = torch.tensor([0.3, -1.0, 2.0], dtype=F64)
+    ours = [headwise_unit(x, weight) for x in (a, b)]
+    assert torch.allclose(ours[0].norm(), torch.ones((), dtype=F64))
+    cosines = torch.nn.functional.cosine_similarity(a.view(3, 4), b.view(3, 4), dim=1)
+    torch.testing.assert_close(ours[0] @ ours[1], weight.softmax(dim=0) @ cosines)
