@@ -47,5 +47,5 @@ def run(args: argparse.Namespace, context: Context) -> int:
 
 def text_of(finding: Finding) -> str:
     """One row for people."""
-    step = f" Next: {finding.next_step}" if finding.next_step else ""
+    step = f". Next: {finding.next_step}" if finding.next_step else ""
     return f"{_SIGN[finding.state]}  {finding.check}: {finding.detail}{step}"
