@@ -76,7 +76,8 @@ def test_03_the_first_segment_reaches_the_third_through_every_head(kind: Kind) -
     changed = ids.clone()
     changed[0, 2] = 1 + ids[0, 2] % (VOCABULARY - 1)
     layer = model.model.layers[0]
-    projection = layer.memory.out if kind == "recall" else layer.self_attn.o_proj.weight
+    own = kind in ("recall", "bank")  # these add their read to the residual by a projection of their own
+    projection = layer.memory.out if own else layer.self_attn.o_proj.weight
     heads, original = model.config.num_attention_heads, projection.detach().clone()
     with torch.no_grad():
         for head in range(heads):
@@ -84,11 +85,13 @@ def test_03_the_first_segment_reaches_the_third_through_every_head(kind: Kind) -
             alone = torch.zeros_like(original)
             alone[:, head * width : (head + 1) * width] = original[:, head * width : (head + 1) * width]
             projection.copy_(alone)
-            if kind == "recall":
-                layer.memory.confidence.zero_()
-                layer.memory.read_confidence.zero_()
+            for name in ("confidence", "read_confidence", "adapt_out"):
+                if hasattr(layer.memory, name):
+                    getattr(layer.memory, name).zero_()
             difference = (model(ids).logits - model(changed).logits)[0].abs().amax(dim=-1)
             assert bool((difference[16:] > 0).all()), head
+        close_memory(model)
+        assert torch.equal(model(ids).logits[:, 8:], model(changed).logits[:, 8:])
 
 
 @kinds

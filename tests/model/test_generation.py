@@ -102,6 +102,16 @@ def test_generation_goes_on_with_the_state_of_before(kind: Kind, whole: bool) ->
     assert cache.tokens_seen == conversation.shape[1] + NEW - 1
 
 
+def test_a_state_that_is_given_is_used_even_when_none_shall_be_kept() -> None:
+    model, ids = tiny_model(), some_ids(20)
+    cache = model.model.new_cache()
+    with torch.no_grad():
+        model(ids[:, :14], past_key_values=cache)
+    got = generate(model, ids, past_key_values=cache, use_cache=False)
+    assert torch.equal(got, generate(model, ids))
+    assert cache.tokens_seen == 20 + NEW - 1
+
+
 def test_a_padded_batch_goes_on_with_its_state() -> None:
     model = tiny_model()
     ids = torch.cat((torch.nn.functional.pad(some_ids(5), (6, 0)), some_ids(11, seed=6)))
