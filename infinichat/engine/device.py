@@ -18,7 +18,7 @@ import platform
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -27,6 +27,8 @@ from infinichat.engine.quantize import FORMATS, Product, WeightFormat, smallest_
 from infinichat.engine.threads import available_cores
 from infinichat.errors import ConfigError
 
+StepName = Literal["", "native", "plain", "module"]
+
 FILE = "engine.json"
 """Under ``paths.cache``: may be deleted at any time."""
 
@@ -34,12 +36,13 @@ FILE = "engine.json"
 @dataclass(frozen=True, slots=True)
 class Plan:
     """``dtype`` is the model's and the window's; ``weights`` what single tokens are computed with;
-    ``threads`` 0 means: not measured yet."""
+    ``threads`` 0 and ``step`` "" mean: not measured yet."""
 
     device: str
     dtype: str
     weights: WeightFormat
     threads: int = 0
+    step: StepName = ""
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -98,7 +101,8 @@ def remembered_plan(cache: Path, key: str) -> Plan | None:
         found = json.loads((cache / FILE).read_text(encoding="utf-8"))[key]
         plan = Plan(**found)
         choose_device(plan.device)
-        return plan if plan.dtype in ("bfloat16", "float32") and plan.weights in FORMATS else None
+        known = plan.dtype in ("bfloat16", "float32") and plan.weights in FORMATS
+        return plan if known and plan.step in ("", "native", "plain", "module") else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError):
         return None
 

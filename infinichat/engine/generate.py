@@ -8,6 +8,7 @@ that was just loaded answers without being fed anything.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -59,6 +60,8 @@ class InfiniEngine:
         self.step = step or ModuleStep(model)
         self._tokenizer = tokenizer
         self._info = info
+        # A step has scratch memory; two conversations in two threads take turns, token by token.
+        self._stepping = threading.Lock()
 
     @property
     def info(self) -> EngineInfo:
@@ -154,13 +157,15 @@ class InfiniEngine:
         for count, token_id in enumerate(ids):
             if count and cancel is not None and cancel.is_set():
                 return count
-            self.step.feed(cache, token_id)
+            with self._stepping:
+                self.step.feed(cache, token_id)
         return len(ids)
 
     @torch.inference_mode()
     def _logits(self, cache: InfiniCache) -> Tensor:
         assert cache.last_hidden is not None
-        return self.step.logits(cache.last_hidden)
+        with self._stepping:
+            return self.step.logits(cache.last_hidden)
 
     def _to_segment_end(self, cache: InfiniCache) -> int:
         """Ids in the next forward: up to the place where a segment ends, also while the window is not full

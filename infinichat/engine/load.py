@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING
 from infinichat.config import Settings
 from infinichat.engine.threads import (
     available_cores,
-    candidates,
-    fastest_threads,
     machine_is_busy,
     prepare_environment,
     set_threads,
@@ -29,9 +27,7 @@ from infinichat.protocols import EngineInfo
 if TYPE_CHECKING:
     from infinichat.engine.device import Plan
     from infinichat.engine.generate import InfiniEngine
-    from infinichat.engine.kernels import Step
     from infinichat.model.loading import LoadedModel
-    from infinichat.model.modeling_infini import InfiniForCausalLM
 
 OnProgress = Callable[[int, int], None]
 """Gets tensors read and tensors in all."""
@@ -71,6 +67,7 @@ def engine_of(loaded: LoadedModel, settings: Settings, *, cache: Path) -> Infini
     """The engine over a float32 model on the CPU, which becomes the engine's: it is converted in place."""
     from infinichat.engine.device import machine_key, make_plan, remember_plan, remembered_plan
     from infinichat.engine.generate import InfiniEngine
+    from infinichat.engine.placing import measured_threads, placed
 
     model = loaded.model
     sample = model.model.layers[0].mlp.gate_proj.weight
@@ -80,48 +77,17 @@ def engine_of(loaded: LoadedModel, settings: Settings, *, cache: Path) -> Infini
         # One thread while formats are compared: beside other busy processes it is the only fair clock.
         set_threads(1)
         plan = make_plan(settings.engine, sample.detach())
+    step, chosen = placed(model, plan, settings.engine, cache=cache)
+    if chosen != plan:
+        plan = chosen
         remember_plan(cache, key, plan)
-    step = _placed(model, plan)
     if plan.threads == 0:
-        plan = replace(plan, threads=_measured_threads(model, step))
+        plan = replace(plan, threads=measured_threads(model, step))
         # Measured beside other busy processes, the count is right for now and not for the next start.
         if not machine_is_busy(available_cores()):
             remember_plan(cache, key, plan)
     set_threads(plan.threads)
     return InfiniEngine(model, loaded.tokenizer, info=_info(loaded, plan), step=step)
-
-
-def _placed(model: InfiniForCausalLM, plan: Plan) -> Step:
-    """Bring the model into the plan's dtype and device; the step is packed from the exact weights before."""
-    from infinichat.engine.kernels import ModuleStep, PlainStep
-
-    step: Step
-    plain = plan.device == "cpu" and PlainStep.fits(model)
-    step = PlainStep(model, format=plan.weights) if plain else ModuleStep(model)
-    for name, parameter in model.named_parameters():
-        # Memories stay float32: bfloat16 sums are wrong after a million tokens.
-        dtype = parameter.dtype if ".memory." in name else plan.torch_dtype
-        parameter.data = parameter.data.to(device=plan.device, dtype=dtype)
-    model.config.dtype = plan.torch_dtype
-    model.requires_grad_(False)
-    if isinstance(step, PlainStep):
-        step.share_embedding()
-    return step
-
-
-def _measured_threads(model: InfiniForCausalLM, step: Step) -> int:
-    """The thread count at which this step is fastest here, tried on an empty state."""
-    import torch
-
-    @torch.inference_mode()
-    def few_tokens() -> None:
-        state = model.model.new_cache()
-        for token_id in range(3):
-            step.feed(state, token_id)
-            assert state.last_hidden is not None
-            step.logits(state.last_hidden)
-
-    return fastest_threads(few_tokens, candidates(available_cores()))
 
 
 def _info(loaded: LoadedModel, plan: Plan) -> EngineInfo:

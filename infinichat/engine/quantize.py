@@ -48,7 +48,7 @@ class Product:
         self.format = format
         self.dtype = torch.float32 if format == "float32" else torch.bfloat16
         self._scales = torch.empty(0)
-        grid = _four_bit_grid(weight) if format == "int4" else None
+        grid = four_bit_grid(weight) if format == "int4" else None
         if grid is not None:
             self._weight, self._scales = _pack_int4(*grid)
         elif format in ("int8", "int4"):
@@ -71,7 +71,7 @@ class Product:
 
 def smallest_lossless(weight: Tensor) -> WeightFormat:
     """int4 when ``weight`` [out, in] lies on 4-bit grids, otherwise int8 (which loses a little)."""
-    return "int8" if _four_bit_grid(weight) is None else "int4"
+    return "int8" if four_bit_grid(weight) is None else "int4"
 
 
 def supported(format: WeightFormat) -> bool:
@@ -101,7 +101,7 @@ def _pack_int4(steps: Tensor, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tens
     return packed, pairs.transpose(0, 1).to(torch.bfloat16).contiguous()
 
 
-def _four_bit_grid(weight: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+def four_bit_grid(weight: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     """(steps [out, in] int32 in 0..15, scale [out, groups], zero [out, groups]) with weight = zero + scale *
     step, or None when the weights are on no such grid or the shape is not one the kernel takes."""
     rows, columns = weight.shape

@@ -34,6 +34,12 @@ class Slots:
         """The front slots and the filled ones; a view."""
         return self._buffer.narrow(self.dim, 0, self.front + self.length)
 
+    @property
+    def buffer(self) -> Tensor:
+        """The whole tensor: front, filled and spare slots. Who writes the next spare slot in place counts it
+        by adding to ``length``."""
+        return self._buffer
+
     def append(self, new: Tensor) -> None:
         """Add slots at the end."""
         end = self.front + self.length

@@ -72,7 +72,7 @@ def test_a_narrow_engine_keeps_memories_in_float32(
 def test_what_was_measured_is_remembered(
     make_loaded: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from infinichat.engine import device, load
+    from infinichat.engine import device, load, placing
 
     monkeypatch.setattr(load, "machine_is_busy", lambda cores: False)
     first = loaded_engine(make_loaded(), tmp_path)
@@ -82,18 +82,19 @@ def test_what_was_measured_is_remembered(
         raise AssertionError("measured again")
 
     monkeypatch.setattr(device, "make_plan", never)
-    monkeypatch.setattr(load, "_measured_threads", never)
+    monkeypatch.setattr(placing, "measured_threads", never)
+    monkeypatch.setattr(placing, "_token_seconds", never)
     assert loaded_engine(make_loaded(), tmp_path).info == first.info
 
 
 def test_threads_measured_on_a_busy_machine_are_not_kept(
     make_loaded: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from infinichat.engine import load
+    from infinichat.engine import load, placing
 
     monkeypatch.setattr(load, "machine_is_busy", lambda cores: True)
     measured: list[int] = []
-    monkeypatch.setattr(load, "_measured_threads", lambda model, step: measured.append(1) or 1)
+    monkeypatch.setattr(placing, "measured_threads", lambda model, step: measured.append(1) or 1)
     for _ in range(2):
         loaded_engine(make_loaded(), tmp_path)
     assert measured == [1, 1]
@@ -102,7 +103,7 @@ def test_threads_measured_on_a_busy_machine_are_not_kept(
 def test_the_settings_threads_are_not_measured(
     make_loaded: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from infinichat.engine import load
+    from infinichat.engine import placing
 
-    monkeypatch.setattr(load, "_measured_threads", lambda model, step: pytest.fail("measured"))
+    monkeypatch.setattr(placing, "measured_threads", lambda model, step: pytest.fail("measured"))
     assert loaded_engine(make_loaded(), tmp_path, threads=1).info.threads == 1

@@ -13,8 +13,10 @@ def four_bit(rows: int, columns: int, *, levels: int = 15, seed: int = 0) -> Ten
     """A matrix as a GGUF file of 4-bit blocks gives it: 16 values in each group of 32."""
     generator = torch.Generator().manual_seed(seed)
     steps = torch.randint(0, levels + 1, (rows, columns // GROUP, GROUP), generator=generator).float()
-    scale = torch.rand(rows, columns // GROUP, 1, generator=generator).half().float() * 0.01 + 1e-3
-    low = -torch.rand(rows, columns // GROUP, 1, generator=generator).half().float() * 0.1
+    # A file's groups use both ends of their range; scales are float16.
+    steps[..., 0], steps[..., 1] = 0, levels
+    scale = (torch.rand(rows, columns // GROUP, 1, generator=generator) * 0.01 + 1e-3).half().float()
+    low = (-0.1 * torch.rand(rows, columns // GROUP, 1, generator=generator)).half().float()
     return (low + scale * steps).flatten(1)
 
 

@@ -1,0 +1,269 @@
+"""``NativeStep``: one token in compiled C, on one core.
+
+What PlainStep does in some six hundred calls of torch, ``step.c`` does in one. It runs on a single thread on
+purpose: a token's weights pass through one core at most of the memory's speed, and there is nothing that
+other busy processes could delay but that one thread. Memories stay where they are: the C code runs up to a
+layer that has one, and goes on after the layer's module has added its read.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from infinichat.attention.window import inverse_frequencies
+from infinichat.engine.compiler import compiled
+from infinichat.engine.quantize import GROUP, WeightFormat
+from infinichat.engine.tiles import fits_tiles, q4_tiles, q8_tiles
+from infinichat.model.cache import InfiniCache
+from infinichat.model.memories import PaperMemory, ResidualMemory
+from infinichat.model.modeling_infini import InfiniDecoderLayer, InfiniForCausalLM
+from infinichat.model.rope import scaled_frequencies
+
+SOURCE = Path(__file__).with_name("step.c")
+
+WIDEST_HEAD = 256
+"""``step.c`` keeps a head's sum in an array of this size."""
+
+_F32, _Q4, _Q8 = 0, 1, 2
+_FORMATS: dict[int, WeightFormat] = {_F32: "float32", _Q4: "int4", _Q8: "int8"}
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = (
+        ("kind", ctypes.c_int32),
+        ("rows", ctypes.c_int32),
+        ("columns", ctypes.c_int32),
+        ("data", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+    )
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        ("qkv", _Matrix),
+        ("out", _Matrix),
+        ("gate_up", _Matrix),
+        ("down", _Matrix),
+        ("input_norm", ctypes.c_void_p),
+        ("mlp_norm", ctypes.c_void_p),
+    )
+
+
+class _Model(ctypes.Structure):
+    _fields_ = (
+        ("layers", ctypes.c_int32),
+        ("hidden", ctypes.c_int32),
+        ("inner", ctypes.c_int32),
+        ("heads", ctypes.c_int32),
+        ("kv_heads", ctypes.c_int32),
+        ("dim", ctypes.c_int32),
+        ("eps", ctypes.c_float),
+        ("layer", ctypes.POINTER(_Layer)),
+        ("norm", ctypes.c_void_p),
+        ("head", _Matrix),
+        ("x", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("scores", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("sums", ctypes.c_void_p),
+        ("steps", ctypes.c_void_p),
+    )
+
+
+class _Window(ctypes.Structure):
+    _fields_ = (("k", ctypes.c_void_p), ("v", ctypes.c_void_p), ("stride", ctypes.c_int64))
+
+
+def native_library(cache: Path) -> ctypes.CDLL | None:
+    """The compiled ``step.c``, or None where it cannot be compiled. ``cache`` is the folder for such
+    things."""
+    library = compiled(SOURCE, cache / "native")
+    if library is not None:
+        pointer, whole = ctypes.c_void_p, ctypes.c_int
+        library.infini_run.argtypes = (pointer, whole, whole, pointer, pointer, whole, whole, *(pointer,) * 3)
+        library.infini_norm.argtypes = library.infini_head.argtypes = (pointer,) * 3
+        for function in (library.infini_run, library.infini_norm, library.infini_head):
+            function.restype = None
+    return library
+
+
+class NativeStep:
+    """A ``Step`` for batch 1 on the CPU; ``fits`` says for which models."""
+
+    def __init__(self, model: InfiniForCausalLM, library: ctypes.CDLL, *, format: WeightFormat) -> None:
+        """Packs copies of the model's weights: "float32" as they are; otherwise 4 bits where that is exact
+        and 8 bits elsewhere ("int8": 8 bits everywhere). The model stays as it is."""
+        config = model.config
+        self._model, self._library, self._format = model.model, library, format
+        self._kept: list[Tensor] = []  # what C points to
+        self._windows: WeakKeyDictionary[InfiniCache, _Windows] = WeakKeyDictionary()
+        rope = config.infini_rope
+        plain = inverse_frequencies(config.head_dim, rope["theta"])
+        self._inv_freq = scaled_frequencies(plain, rope["scaling"])
+        self._front = config.sinks
+        layers = [self._layer(layer) for layer in model.model.layers]
+        self._weights = _FORMATS[layers[0].down.kind]
+        self._memories = [
+            (index, layer.memory)
+            for index, layer in enumerate(model.model.layers)
+            if isinstance(layer.memory, ResidualMemory)
+        ]
+        self._h = torch.zeros(1, 1, config.hidden_size)
+        self._x = torch.zeros(1, 1, config.hidden_size)
+        self._layers = (_Layer * len(layers))(*layers)
+        self._c = self._assembled(model)
+
+    @staticmethod
+    def fits(model: InfiniForCausalLM) -> bool:
+        """Whether ``step.c`` knows everything in ``model``."""
+        config = model.config
+        known = all(not isinstance(layer.memory, PaperMemory) for layer in model.model.layers)
+        linears = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+        tiled = all(fits_tiles(weight) for weight in linears)
+        return known and tiled and config.hidden_act == "silu" and config.head_dim <= WIDEST_HEAD
+
+    @property
+    def weights(self) -> str:
+        return self._weights
+
+    def feed(self, cache: InfiniCache, token_id: int) -> None:
+        self._model.evict(cache)
+        front = cache.evicted > 0 and self._front > 0
+        embedded = self._model.embed_tokens.weight[token_id][None, None]
+        self._h.copy_(embedded)
+        angles = cache.seen * self._inv_freq  # float64, exact at any position
+        cosine, sine = angles.cos().float(), angles.sin().float()
+        windows = self._windows.get(cache)
+        if windows is None or not windows.valid(cache, front):
+            windows = self._windows[cache] = _Windows(cache, front)
+        slots = cache.window_tokens + 1 + (self._front if front else 0)
+
+        def run(first: int, last: int) -> None:
+            self._library.infini_run(
+                ctypes.byref(self._c),
+                first,
+                last,
+                self._h.data_ptr(),
+                windows.array,
+                int(cache.dtype == torch.bfloat16),
+                slots,
+                cosine.data_ptr(),
+                sine.data_ptr(),
+                self._x.data_ptr(),
+            )
+
+        done = 0
+        for index, memory in self._memories:
+            state = cache.states[index]
+            if state.memory is not None:
+                run(done, 2 * index + 1)
+                done = 2 * index + 1
+                self._h.copy_(memory(self._h, self._x, state, None, embedded))
+        run(done, 2 * len(self._layers))
+        self._count(cache, token_id)
+        hidden = torch.empty_like(self._h[0])
+        self._library.infini_norm(ctypes.byref(self._c), self._h.data_ptr(), hidden.data_ptr())
+        cache.last_hidden = hidden.to(cache.dtype)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        wide = hidden.float().contiguous()
+        scores = torch.empty(self._c.head.rows)
+        self._library.infini_head(ctypes.byref(self._c), wide.data_ptr(), scores.data_ptr())
+        return scores
+
+    def _count(self, cache: InfiniCache, token_id: int) -> None:
+        for state in cache.states:
+            state.k.length += 1
+            state.v.length += 1
+        cache.ids.append(torch.tensor([[token_id]]))
+        cache.slots_fed += 1
+        cache.seen += 1
+
+    def _assembled(self, model: InfiniForCausalLM) -> _Model:
+        config = model.config
+        attended = config.num_attention_heads * config.head_dim
+        widest = max(config.hidden_size, attended, config.intermediate_size)
+        rows = max(max(layer.qkv.rows, layer.gate_up.rows, layer.out.rows) for layer in self._layers)
+        return _Model(
+            layers=len(self._layers),
+            hidden=config.hidden_size,
+            inner=config.intermediate_size,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            dim=config.head_dim,
+            eps=config.rms_norm_eps,
+            layer=self._layers,
+            norm=self._pointer(model.model.norm.weight),
+            head=self._matrix((model.lm_head.weight,), ()),
+            x=self._pointer(torch.zeros(widest)),
+            y=self._pointer(torch.zeros(rows)),
+            scores=self._pointer(torch.zeros(config.window + config.sinks)),
+            scales=self._pointer(torch.zeros(widest // GROUP + 1)),
+            sums=self._pointer(torch.zeros(widest // GROUP + 1)),
+            steps=self._pointer(torch.zeros(widest, dtype=torch.int8)),
+        )
+
+    def _layer(self, layer: InfiniDecoderLayer) -> _Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        return _Layer(
+            qkv=self._fused(attention.q_proj, attention.k_proj, attention.v_proj),
+            out=self._fused(attention.o_proj),
+            gate_up=self._fused(mlp.gate_proj, mlp.up_proj),
+            down=self._fused(mlp.down_proj),
+            input_norm=self._pointer(layer.input_layernorm.weight),
+            mlp_norm=self._pointer(layer.post_attention_layernorm.weight),
+        )
+
+    def _fused(self, *linears: nn.Linear) -> _Matrix:
+        named = [pair for linear in linears for pair in linear.named_parameters()]
+        biases = [tensor for name, tensor in named if name == "bias"]
+        return self._matrix([linear.weight for linear in linears], biases)
+
+    def _matrix(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> _Matrix:
+        weight = torch.cat(tuple(weights)) if len(weights) > 1 else weights[0]
+        bias = self._pointer(torch.cat(tuple(biases))) if biases else None
+        rows, columns = weight.shape
+        if self._format == "float32":
+            return _Matrix(_F32, rows, columns, self._pointer(weight), bias)
+        exact = q4_tiles(weight) if self._format == "int4" else None
+        kind, tiles = (_Q8, q8_tiles(weight)) if exact is None else (_Q4, exact)
+        self._kept.append(tiles)
+        return _Matrix(kind, rows, columns, tiles.data_ptr(), bias)
+
+    def _pointer(self, tensor: Tensor) -> int:
+        """Address of a copy that lives as long as this object; floating point becomes float32."""
+        copy = tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
+        copy = copy.clone(memory_format=torch.contiguous_format)
+        self._kept.append(copy)
+        return copy.data_ptr()
+
+
+class _Windows:
+    """Where the keys and values of a cache are, for as long as its buffers stay the same."""
+
+    def __init__(self, cache: InfiniCache, front: bool) -> None:
+        slots = [one for state in cache.states for one in (state.k, state.v)]
+        for one in slots:
+            one.reserve()
+        self._buffers = [one.buffer for one in slots]
+        self._front = front
+        self.array = (_Window * len(cache.states))()
+        for window, state in zip(self.array, cache.states, strict=True):
+            skipped = 0 if front else state.k.front
+            dim = state.k.buffer.shape[3]
+            skip = skipped * dim * state.k.buffer.element_size()
+            window.k, window.v = state.k.buffer.data_ptr() + skip, state.v.buffer.data_ptr() + skip
+            window.stride = state.k.buffer.shape[2] * dim
+
+    def valid(self, cache: InfiniCache, front: bool) -> bool:
+        """Whether the cache still has these buffers, with a spare slot in them."""
+        if front != self._front:
+            return False
+        slots = (one for state in cache.states for one in (state.k, state.v))
+        return all(one.buffer is kept for one, kept in zip(slots, self._buffers, strict=True))

@@ -1,0 +1,93 @@
+"""A loaded model comes to where it runs, and gets the fastest step for single tokens.
+
+Three steps exist (``kernels.py``, ``native.py``). The first time on a machine those that can run the model
+are timed against each other for a few tokens; after that the plan remembers which it was.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from infinichat.config import EngineSettings
+from infinichat.engine.device import Plan, StepName
+from infinichat.engine.kernels import ModuleStep, PlainStep, Step
+from infinichat.engine.native import NativeStep, native_library
+from infinichat.engine.quantize import WeightFormat
+from infinichat.engine.threads import available_cores, candidates, fastest_threads
+from infinichat.model.modeling_infini import InfiniForCausalLM
+
+TRIED_TOKENS = 6
+READ_TOKENS = 128
+"""Ids in the forward that threads are compared by."""
+
+
+def placed(
+    model: InfiniForCausalLM, plan: Plan, settings: EngineSettings, *, cache: Path
+) -> tuple[Step, Plan]:
+    """Bring a float32 ``model`` into the plan's dtype and onto its device; its step, and the plan with the
+    name of that step. Steps are packed from the exact weights, before they are rounded."""
+    steps = _steps(model, plan, settings, cache)
+    for name, parameter in model.named_parameters():
+        # Memories stay float32: bfloat16 sums are wrong after a million tokens.
+        dtype = parameter.dtype if ".memory." in name else plan.torch_dtype
+        parameter.data = parameter.data.to(device=plan.device, dtype=dtype)
+    model.config.dtype = plan.torch_dtype
+    model.requires_grad_(False)
+    for step in steps.values():
+        if isinstance(step, PlainStep):
+            step.share_embedding()
+    name = next(iter(steps))
+    if len(steps) > 1:
+        name = min(steps, key=lambda each: _token_seconds(model, steps[each]))
+    return steps[name], replace(plan, step=name)
+
+
+def measured_threads(model: InfiniForCausalLM, step: Step) -> int:
+    """The thread count that is fastest here: at reading when single tokens run on one thread anyway,
+    otherwise at single tokens."""
+
+    @torch.inference_mode()
+    def read() -> None:
+        ids = torch.zeros(1, min(READ_TOKENS, model.config.window), dtype=torch.int64, device=model.device)
+        model.model(input_ids=ids, keep=1)
+
+    work = read if isinstance(step, NativeStep) else lambda: _some_tokens(model, step, 3)
+    return fastest_threads(work, candidates(available_cores()))
+
+
+def _steps(
+    model: InfiniForCausalLM, plan: Plan, settings: EngineSettings, cache: Path
+) -> dict[StepName, Step]:
+    """What can run this model, or only what the plan names, if that still can."""
+    steps: dict[StepName, Step] = {}
+    if plan.device == "cpu" and settings.dtype in ("auto", "int8") and plan.step in ("", "native"):
+        library = native_library(cache) if NativeStep.fits(model) else None
+        if library is not None:
+            format: WeightFormat = "int8" if settings.dtype == "int8" else "int4"
+            steps["native"] = NativeStep(model, library, format=format)
+    if plan.device == "cpu" and plan.step in ("", "plain") and PlainStep.fits(model):
+        steps["plain"] = PlainStep(model, format=plan.weights)
+    return steps or {"module": ModuleStep(model)}
+
+
+def _token_seconds(model: InfiniForCausalLM, step: Step) -> float:
+    _some_tokens(model, step, 2)
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        _some_tokens(model, step, TRIED_TOKENS)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+@torch.inference_mode()
+def _some_tokens(model: InfiniForCausalLM, step: Step, count: int) -> None:
+    state = model.model.new_cache()
+    for token_id in range(count):
+        step.feed(state, token_id)
+        assert state.last_hidden is not None
+        step.logits(state.last_hidden)

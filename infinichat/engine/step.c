@@ -1,0 +1,346 @@
+/* One token through a Llama-like model, for one conversation on one core.
+ *
+ * What NativeStep (native.py) calls. Compiled on the machine it runs on, where a compiler is; without one
+ * PlainStep does the same in torch. All memory belongs to the caller: weights, window, scratch. Nothing is
+ * allocated, nothing is kept.
+ *
+ * A matrix is stored in tiles of 16 rows by 32 columns, so that a tile's 16 results are one vector register
+ * and the weights are read front to back, once:
+ *
+ *   Q4   w = zero + scale * q, q in 0..15    256 bytes of q, 16 scales, 16 zeros (float16)
+ *   Q8   w = scale * (q - 128), q in 0..255  512 bytes of q, 16 scales (float16)
+ *
+ * Within a tile the bytes are in the order in which one instruction multiplies 16 rows by 4 columns. The input
+ * is rounded to 8 bits with one scale for each 32 columns, so products are whole numbers and exact:
+ *
+ *   y_r = sum over groups of  scale_r s sum(q x) + zero_r sum(x)
+ */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
+#include <immintrin.h>
+#define VNNI 1
+#endif
+
+enum { F32 = 0, Q4 = 1, Q8 = 2 };
+enum { ROWS = 16, GROUP = 32, Q4_TILE = 320, Q8_TILE = 544 };
+
+typedef struct {
+    int32_t kind, rows, columns;
+    const void *data;
+    const float *bias; /* or NULL */
+} Matrix;
+
+typedef struct {
+    Matrix qkv, out, gate_up, down;
+    const float *input_norm, *mlp_norm;
+} Layer;
+
+typedef struct {
+    int32_t layers, hidden, inner, heads, kv_heads, dim;
+    float eps;
+    const Layer *layer;
+    const float *norm;
+    Matrix head;
+    /* Scratch, in floats: x [max(hidden, heads * dim, inner)], y [max(qkv rows, 2 * inner)], scores [slots],
+     * sums and scales [x / 32 each]; steps in bytes [x]. */
+    float *x, *y, *scores, *scales, *sums;
+    int8_t *steps;
+} Model;
+
+typedef struct {
+    void *k, *v;    /* the first attended slot of the first head */
+    int64_t stride; /* elements from one head to the next */
+} Window;
+
+/* ---- small things, written so that a compiler vectorises them */
+
+static inline float exp_fast(float x) {
+    /* 2^n * p(f), n whole, f in [-0.5, 0.5]; relative error below 2e-7 (degree 6). */
+    x = x < -87.0f ? -87.0f : (x > 88.0f ? 88.0f : x);
+    float z = x * 1.44269504f, n = __builtin_rintf(z);
+    float f = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * f + 1.3981999507e-3f;
+    p = p * f + 8.3334519073e-3f;
+    p = p * f + 4.1665795894e-2f;
+    p = p * f + 1.6666665459e-1f;
+    p = p * f + 5.0000001201e-1f;
+    p = p * f * f + f + 1.0f;
+    union {
+        int32_t i;
+        float f;
+    } two = {.i = ((int32_t)n + 127) << 23};
+    return p * two.f;
+}
+
+static inline float from_bf16(uint16_t bits) {
+    union {
+        uint32_t i;
+        float f;
+    } wide = {.i = (uint32_t)bits << 16};
+    return wide.f;
+}
+
+static inline uint16_t to_bf16(float x) {
+    union {
+        float f;
+        uint32_t i;
+    } wide = {.f = x};
+    /* To the nearest, ties to even. NaN stays NaN. */
+    if (x != x) return 0x7fc0;
+    return (uint16_t)((wide.i + 0x7fff + ((wide.i >> 16) & 1)) >> 16);
+}
+
+static void norm(const float *h, const float *weight, int n, float eps, float *out) {
+    float sum = 0;
+    for (int i = 0; i < n; i++) sum += h[i] * h[i];
+    float scale = 1.0f / sqrtf(sum / (float)n + eps);
+    for (int i = 0; i < n; i++) out[i] = h[i] * scale * weight[i];
+}
+
+/* ---- matrix times vector */
+
+static void round_input(const float *x, int n, int8_t *steps, float *scales, float *sums) {
+    for (int g = 0; g < n / GROUP; g++) {
+        const float *in = x + g * GROUP;
+        float most = 0;
+        for (int i = 0; i < GROUP; i++) {
+            float size = fabsf(in[i]);
+            most = size > most ? size : most;
+        }
+        float scale = most / 127.0f, inverse = most > 0 ? 127.0f / most : 0;
+        int32_t sum = 0;
+        for (int i = 0; i < GROUP; i++) {
+            int32_t step = (int32_t)__builtin_rintf(in[i] * inverse);
+            steps[g * GROUP + i] = (int8_t)step;
+            sum += step;
+        }
+        scales[g] = scale;
+        /* Of the rounded input: the steps of a group lie around 8, so with the exact sum the rounding of the
+         * input would weigh as much as if all weights were 8 steps larger. */
+        sums[g] = scale * (float)sum;
+    }
+}
+
+#ifdef VNNI
+
+static void times_q4(const uint8_t *tile, int blocks, int groups, const int8_t *steps, const float *scales,
+                     const float *sums, float *y) {
+    const __m512i low = _mm512_set1_epi8(15);
+    for (int b = 0; b < blocks; b++) {
+        __m512 total = _mm512_setzero_ps();
+        for (int g = 0; g < groups; g++, tile += Q4_TILE) {
+            __m512i first = _mm512_setzero_si512(), second = _mm512_setzero_si512();
+            const int8_t *x = steps + g * GROUP;
+            for (int c = 0; c < 4; c++) {
+                int32_t even, odd;
+                memcpy(&even, x + 8 * c, 4);
+                memcpy(&odd, x + 8 * c + 4, 4);
+                __m512i q = _mm512_loadu_si512(tile + 64 * c);
+                first = _mm512_dpbusd_epi32(first, _mm512_and_si512(q, low), _mm512_set1_epi32(even));
+                q = _mm512_and_si512(_mm512_srli_epi16(q, 4), low);
+                second = _mm512_dpbusd_epi32(second, q, _mm512_set1_epi32(odd));
+            }
+            __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(tile + 256)));
+            __m512 zero = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(tile + 288)));
+            __m512 dot = _mm512_cvtepi32_ps(_mm512_add_epi32(first, second));
+            scale = _mm512_mul_ps(scale, _mm512_set1_ps(scales[g]));
+            total = _mm512_fmadd_ps(dot, scale, total);
+            total = _mm512_fmadd_ps(zero, _mm512_set1_ps(sums[g]), total);
+        }
+        _mm512_storeu_ps(y + b * ROWS, total);
+    }
+}
+
+static void times_q8(const uint8_t *tile, int blocks, int groups, const int8_t *steps, const float *scales,
+                     float *y) {
+    for (int b = 0; b < blocks; b++) {
+        __m512 total = _mm512_setzero_ps();
+        for (int g = 0; g < groups; g++, tile += Q8_TILE) {
+            const int8_t *x = steps + g * GROUP;
+            int32_t whole = 0;
+            for (int i = 0; i < GROUP; i++) whole += x[i];
+            /* The stored q is 128 too large. */
+            __m512i first = _mm512_set1_epi32(-128 * whole), second = _mm512_setzero_si512();
+            for (int c = 0; c < 4; c++) {
+                int32_t even, odd;
+                memcpy(&even, x + 8 * c, 4);
+                memcpy(&odd, x + 8 * c + 4, 4);
+                first = _mm512_dpbusd_epi32(first, _mm512_loadu_si512(tile + 128 * c), _mm512_set1_epi32(even));
+                second =
+                    _mm512_dpbusd_epi32(second, _mm512_loadu_si512(tile + 128 * c + 64), _mm512_set1_epi32(odd));
+            }
+            __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(tile + 512)));
+            __m512 dot = _mm512_cvtepi32_ps(_mm512_add_epi32(first, second));
+            total = _mm512_fmadd_ps(dot, _mm512_mul_ps(scale, _mm512_set1_ps(scales[g])), total);
+        }
+        _mm512_storeu_ps(y + b * ROWS, total);
+    }
+}
+
+#else
+
+static void times_q4(const uint8_t *tile, int blocks, int groups, const int8_t *steps, const float *scales,
+                     const float *sums, float *y) {
+    for (int b = 0; b < blocks; b++) {
+        float total[ROWS] = {0};
+        for (int g = 0; g < groups; g++, tile += Q4_TILE) {
+            int32_t dot[ROWS] = {0};
+            const int8_t *x = steps + g * GROUP;
+            const _Float16 *scale = (const _Float16 *)(tile + 256), *zero = scale + ROWS;
+            for (int c = 0; c < 4; c++)
+                for (int r = 0; r < ROWS; r++)
+                    for (int i = 0; i < 4; i++) {
+                        uint8_t q = tile[64 * c + 4 * r + i];
+                        dot[r] += (q & 15) * x[8 * c + i] + (q >> 4) * x[8 * c + 4 + i];
+                    }
+            for (int r = 0; r < ROWS; r++)
+                total[r] += (float)dot[r] * ((float)scale[r] * scales[g]) + (float)zero[r] * sums[g];
+        }
+        memcpy(y + b * ROWS, total, sizeof total);
+    }
+}
+
+static void times_q8(const uint8_t *tile, int blocks, int groups, const int8_t *steps, const float *scales,
+                     float *y) {
+    for (int b = 0; b < blocks; b++) {
+        float total[ROWS] = {0};
+        for (int g = 0; g < groups; g++, tile += Q8_TILE) {
+            int32_t dot[ROWS] = {0};
+            const int8_t *x = steps + g * GROUP;
+            const _Float16 *scale = (const _Float16 *)(tile + 512);
+            for (int c = 0; c < 8; c++)
+                for (int r = 0; r < ROWS; r++)
+                    for (int i = 0; i < 4; i++)
+                        dot[r] += ((int32_t)tile[64 * c + 4 * r + i] - 128) * x[4 * c + i];
+            for (int r = 0; r < ROWS; r++) total[r] += (float)dot[r] * ((float)scale[r] * scales[g]);
+        }
+        memcpy(y + b * ROWS, total, sizeof total);
+    }
+}
+
+#endif
+
+static void times(const Model *m, const Matrix *w, const float *x, float *y) {
+    if (w->kind == F32) {
+        const float *row = (const float *)w->data;
+        for (int r = 0; r < w->rows; r++, row += w->columns) {
+            float sum = 0;
+            for (int i = 0; i < w->columns; i++) sum += row[i] * x[i];
+            y[r] = sum;
+        }
+    } else {
+        int blocks = w->rows / ROWS, groups = w->columns / GROUP;
+        round_input(x, w->columns, m->steps, m->scales, m->sums);
+        if (w->kind == Q4)
+            times_q4((const uint8_t *)w->data, blocks, groups, m->steps, m->scales, m->sums, y);
+        else
+            times_q8((const uint8_t *)w->data, blocks, groups, m->steps, m->scales, y);
+    }
+    if (w->bias)
+        for (int r = 0; r < w->rows; r++) y[r] += w->bias[r];
+}
+
+/* ---- attention of one token over the window */
+
+static void rotate(float *x, int dim, const float *cosine, const float *sine) {
+    int half = dim / 2;
+    for (int i = 0; i < half; i++) {
+        float a = x[i], b = x[half + i];
+        x[i] = a * cosine[i] - b * sine[i];
+        x[half + i] = b * cosine[i] + a * sine[i];
+    }
+}
+
+/* Written once for each type of the window and, for the common width, with a constant that unrolls. */
+#define ATTEND(NAME, TYPE, WIDE, DIM)                                                                         \
+    static void NAME(const float *q, const TYPE *k, const TYPE *v, int n, int dim, float scale, float *scores, \
+                     float *out) {                                                                            \
+        (void)dim;                                                                                            \
+        float most = -INFINITY, total = 0;                                                                    \
+        for (int s = 0; s < n; s++) {                                                                         \
+            float sum = 0;                                                                                    \
+            for (int i = 0; i < (DIM); i++) sum += q[i] * WIDE(k[(int64_t)s * (DIM) + i]);                    \
+            scores[s] = sum * scale;                                                                          \
+        }                                                                                                     \
+        for (int s = 0; s < n; s++) most = scores[s] > most ? scores[s] : most;                               \
+        for (int s = 0; s < n; s++) {                                                                         \
+            scores[s] = exp_fast(scores[s] - most);                                                           \
+            total += scores[s];                                                                               \
+        }                                                                                                     \
+        float sum[256];                                                                                       \
+        for (int i = 0; i < (DIM); i++) sum[i] = 0;                                                           \
+        for (int s = 0; s < n; s++)                                                                           \
+            for (int i = 0; i < (DIM); i++) sum[i] += scores[s] * WIDE(v[(int64_t)s * (DIM) + i]);            \
+        for (int i = 0; i < (DIM); i++) out[i] = sum[i] / total;                                              \
+    }
+
+#define AS_IS(x) (x)
+ATTEND(attend_bf16_64, uint16_t, from_bf16, 64)
+ATTEND(attend_bf16, uint16_t, from_bf16, dim)
+ATTEND(attend_f32, float, AS_IS, dim)
+
+static void attend(const Model *m, const Window *w, int is_bf16, int slots, float *qkv, const float *cosine,
+                   const float *sine, float *out) {
+    int dim = m->dim, group = m->heads / m->kv_heads;
+    float scale = 1.0f / sqrtf((float)dim);
+    for (int head = 0; head < m->heads + m->kv_heads; head++) rotate(qkv + head * dim, dim, cosine, sine);
+    const float *new_k = qkv + m->heads * dim, *new_v = new_k + m->kv_heads * dim;
+    for (int head = 0; head < m->kv_heads; head++) {
+        int64_t start = head * w->stride, last = start + (int64_t)(slots - 1) * dim;
+        for (int i = 0; i < dim; i++) {
+            if (is_bf16) {
+                ((uint16_t *)w->k)[last + i] = to_bf16(new_k[head * dim + i]);
+                ((uint16_t *)w->v)[last + i] = to_bf16(new_v[head * dim + i]);
+            } else {
+                ((float *)w->k)[last + i] = new_k[head * dim + i];
+                ((float *)w->v)[last + i] = new_v[head * dim + i];
+            }
+        }
+        for (int g = 0; g < group; g++) {
+            const float *q = qkv + (head * group + g) * dim;
+            float *to = out + (head * group + g) * dim;
+            if (!is_bf16)
+                attend_f32(q, (const float *)w->k + start, (const float *)w->v + start, slots, dim, scale, m->scores, to);
+            else if (dim == 64)
+                attend_bf16_64(q, (const uint16_t *)w->k + start, (const uint16_t *)w->v + start, slots, dim, scale,
+                               m->scores, to);
+            else
+                attend_bf16(q, (const uint16_t *)w->k + start, (const uint16_t *)w->v + start, slots, dim, scale,
+                            m->scores, to);
+        }
+    }
+}
+
+/* ---- what is called */
+
+/* Half-layers first..last - 1 on the residual h: 2 i is layer i's attention, 2 i + 1 its MLP. The caller steps in
+ * between where a memory adds its read; the normed input of the last attention is then in x_of_layer [hidden].
+ * windows: one for each layer, with `slots` attended slots of which the last one is written here. */
+void infini_run(const Model *m, int first, int last, float *h, const Window *windows, int is_bf16, int slots,
+                const float *cosine, const float *sine, float *x_of_layer) {
+    for (int half = first; half < last; half++) {
+        const Layer *layer = m->layer + half / 2;
+        if (half % 2 == 0) {
+            norm(h, layer->input_norm, m->hidden, m->eps, x_of_layer);
+            times(m, &layer->qkv, x_of_layer, m->y);
+            attend(m, windows + half / 2, is_bf16, slots, m->y, cosine, sine, m->x);
+            times(m, &layer->out, m->x, m->y);
+        } else {
+            norm(h, layer->mlp_norm, m->hidden, m->eps, m->x);
+            times(m, &layer->gate_up, m->x, m->y);
+            for (int i = 0; i < m->inner; i++)
+                m->x[i] = m->y[i] / (1.0f + exp_fast(-m->y[i])) * m->y[m->inner + i];
+            times(m, &layer->down, m->x, m->y);
+        }
+        for (int i = 0; i < m->hidden; i++) h[i] += m->y[i];
+    }
+}
+
+void infini_norm(const Model *m, const float *h, float *out) { norm(h, m->norm, m->hidden, m->eps, out); }
+
+void infini_head(const Model *m, const float *hidden, float *logits) { times(m, &m->head, hidden, logits); }
