@@ -6,9 +6,10 @@ this module imports no torch and makes no file."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import logging.handlers
 import os
+import sys
 import threading
 import tomllib
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.message import Message as TextualMessage
 from textual.screen import Screen
 
 from infinichat.config import Settings, load_settings, save_setting
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from infinichat.session import ChatSession
 
 log = logging.getLogger(__name__)
+
+_LONGEST_LOG = 1_000_000  # bytes
 
 
 class InfiniChatApp(App[None]):
@@ -154,10 +158,12 @@ def run_app(
                 load_engine=load_engine or engine_loader(settings),
                 catalog=catalog or RegistryCatalog(paths, default=settings.model),
             )
+            # Python's own 5 ms is how long a key may wait each time the model's thread has the interpreter.
+            sys.setswitchinterval(0.001)
             try:
                 app.run()
             finally:
-                app.services.worker.close()
+                app.services.worker.close(on_wait=_say_finishing)
             return app.return_code or 0
     finally:
         logging.getLogger("infinichat").removeHandler(handler)
@@ -181,8 +187,11 @@ def make_app(
 
         return open_session(session_id, engine=engine, model=asked, store=store, settings=settings)
 
-    def post(message: object) -> object:
-        return app.chat.post_message(message)  # type: ignore[arg-type]
+    def post(message: TextualMessage) -> object:
+        # Once the loop is closed nobody listens; what the worker still does, it does for the disk.
+        with contextlib.suppress(RuntimeError):
+            return app.chat.post_message(message)
+        return False
 
     worker = SessionWorker(load_engine=load_engine, open_session=open_one, post=post)
     services = Services(
@@ -197,13 +206,20 @@ def make_app(
     return app
 
 
+def _say_finishing() -> None:
+    print("infinichat: finishing what the model is doing…", file=sys.stderr, flush=True)
+
+
 def engine_loader(settings: Settings) -> LoadEngine:
     """The real engine, imported when it is needed: this is where torch comes in, on the worker thread."""
 
     def load(model: str | None, progress: Progress) -> Engine:
         from infinichat.engine.load import load_engine
 
-        return load_engine(model, settings)
+        def tensors(done: int, total: int) -> None:
+            progress("loading", done / total if total else None)
+
+        return load_engine(model, settings, on_progress=tensors)
 
     return load
 
@@ -220,9 +236,10 @@ def _start_log(paths: Paths) -> logging.Handler:
     """Warnings and tracebacks of the app go to a file: the screen belongs to Textual."""
     try:
         paths.log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handler: logging.Handler = logging.handlers.RotatingFileHandler(
-            paths.log, maxBytes=1_000_000, backupCount=1, delay=True, encoding="utf-8"
-        )
+        # Old news: what is worth reading after a failure is at its end.
+        if paths.log.exists() and paths.log.stat().st_size > _LONGEST_LOG:
+            paths.log.unlink()
+        handler = logging.FileHandler(paths.log, delay=True, encoding="utf-8")
     except OSError as error:
         raise ConfigError(
             f"The log's folder {paths.log.parent} cannot be made ({error.strerror}). "

@@ -52,9 +52,10 @@ class EngineFailed(TextualMessage):
 
 @dataclass
 class SessionReady(TextualMessage):
-    """The session is open with the engine: what a crash left behind has been repaired."""
+    """The session is open with the engine: what a crash left behind has been repaired. ``tip`` as below."""
 
     session_id: str
+    tip: str | None
 
 
 @dataclass
@@ -82,9 +83,11 @@ class WorkEvent(TextualMessage):
 
 @dataclass
 class WorkDone(TextualMessage):
-    """The ticket's events are over."""
+    """The ticket's events are over. ``tip`` is the id of the newest message at that moment: the worker may be
+    far ahead of the screen, and the store with it."""
 
     ticket: int
+    tip: str | None = None
 
 
 @dataclass
@@ -93,6 +96,7 @@ class WorkFailed(TextualMessage):
 
     ticket: int
     error: Exception
+    tip: str | None = None
 
 
 @dataclass

@@ -71,6 +71,7 @@ class Turns:
         self._screen = screen
         self._turns: dict[int, Turn] = {}
         self._running: Turn | None = None
+        self._tip: str | None = None  # the newest message that has been announced
 
     def __repr__(self) -> str:
         return f"Turns(waiting={len(self._turns)}, running={self._running})"
@@ -141,6 +142,7 @@ class Turns:
         self._add(Turn(self._screen.worker.load(model), "load", self._screen.session_id))
 
     def open(self, model: str | None) -> None:
+        self._tip = self._screen.record.tip
         ticket = self._screen.worker.open(self._screen.session_id, model)
         self._add(Turn(ticket, "open", self._screen.session_id))
 
@@ -188,7 +190,7 @@ class Turns:
         if turn.user is not None:
             turn.user.set_queued(None)
         if turn.kind in ("send", "edit", "regenerate", "continue"):
-            turn.answer = AnswerEntry(None)
+            turn.answer = AnswerEntry(None, pace=self._screen.pace)
             after = turn.user
             cut = turn.cut if turn.kind in ("regenerate", "continue") else None
             await self._screen.transcript.begin(turn.answer, instead_of=cut, after=after)
@@ -244,16 +246,16 @@ class Turns:
             turn.document = None
         transcript.settled(live, event.message)
 
-    async def done(self, ticket: int) -> None:
+    async def done(self, ticket: int, tip: str | None) -> None:
         turn = self._over(ticket)
         if turn is not None and turn.session_id == self._screen.session_id:
-            await self._agree()
+            await self.agree(tip)
 
-    async def failed(self, ticket: int, error: Exception) -> None:
+    async def failed(self, ticket: int, error: Exception, tip: str | None) -> None:
         turn = self._over(ticket)
         if turn is None or turn.session_id != self._screen.session_id:
             return
-        await self._agree()
+        await self.agree(tip)
         if isinstance(error, CancelledError):
             return
         if turn.text:
@@ -270,7 +272,7 @@ class Turns:
         if turn.user is not None:
             await self._screen.transcript.discard(turn.user)
         if turn.kind == "edit":
-            await self._agree()
+            await self.agree(self._tip)
 
     def _over(self, ticket: int) -> Turn | None:
         turn = self._turns.pop(ticket, None)
@@ -280,10 +282,12 @@ class Turns:
         self._screen.refresh_bindings()
         return turn
 
-    async def _agree(self) -> None:
-        """Make the screen equal to the store, keeping the entries of turns that wait."""
+    async def agree(self, tip: str | None) -> None:
+        """Make the screen equal to the transcript that ends at ``tip``, keeping the entries of turns that
+        wait. (``None`` after the work of no session: what is on the screen is right.)"""
+        self._tip = tip = tip or self._tip
         waiting = [turn.user for turn in self._turns.values() if turn.user is not None]
-        await self._screen.transcript.sync(keep=waiting)
+        await self._screen.transcript.sync(tip, keep=waiting)
         self._screen.refresh_session()
 
 

@@ -14,9 +14,13 @@ from infinichat.messages import Message
 
 PAGE = 20
 MOST = 50
+FEW = 4
+"""Mounted in one go where the user waits for it: a screen full. One answer takes 10 to 50 ms to mount."""
 
-Fetch = Callable[[str | None, int], list[Message]]
-"""``fetch(before, limit)``: the newest ``limit`` messages, before the message with this id when given."""
+Fetch = Callable[[str, int], list[Message]]
+"""``fetch(before, limit)``: the newest ``limit`` messages before the one with this id, oldest first."""
+
+Get = Callable[[str], Message]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +34,9 @@ class Move:
 class Window:
     """``loaded[start:end]`` is mounted; ``loaded`` is a part of the transcript that reaches to its end."""
 
-    def __init__(self, fetch: Fetch) -> None:
+    def __init__(self, fetch: Fetch, get: Get) -> None:
         self._fetch = fetch
+        self._get = get
         self.loaded: list[Message] = []
         self.start = 0
         self.end = 0
@@ -52,24 +57,24 @@ class Window:
     def has_newer(self) -> bool:
         return self.end < len(self.loaded)
 
-    def reset(self) -> list[Message]:
-        """Load the newest page again and mount it."""
-        self.loaded = self._fetch(None, PAGE)
+    def reset(self, tip: str | None) -> list[Message]:
+        """Load the page that ends at the message ``tip`` and mount its newest messages. The tip is named,
+        because the store may know of a newer one already that has not been announced."""
+        self.loaded = self._tail(tip, PAGE)
         self.complete = len(self.loaded) < PAGE
         return self.to_end()
 
     def to_end(self) -> list[Message]:
-        """Mount the newest page of what is loaded."""
+        """Mount the newest few messages; ``up`` with ``FEW`` fills the page."""
         self.end = len(self.loaded)
-        self.start = max(0, self.end - PAGE)
+        self.start = max(0, self.end - FEW)
         return self.mounted
 
-    def up(self, *, keep_end: bool = False) -> Move:
-        """One page of older messages. With ``keep_end`` nothing is dropped at the other end (it is in
-        use)."""
+    def up(self, count: int = PAGE, *, keep_end: bool = False) -> Move:
+        """Older messages. With ``keep_end`` nothing is dropped at the other end (it is in use)."""
         if self.start == 0 and not self.complete:
             self._load_older()
-        first = max(0, self.start - PAGE)
+        first = max(0, self.start - count)
         added = tuple(self.loaded[first : self.start])
         self.start = first
         drop = 0 if keep_end else max(0, self.end - self.start - MOST)
@@ -99,14 +104,19 @@ class Window:
                 self.start = min(self.start, self.end)
                 return
 
-    def differing(self) -> list[Message] | None:
-        """Compare with the transcript as it is now: forget what is no longer in it, and return the messages
-        to append. ``None`` when the two have nothing in common and ``reset`` is needed."""
-        fresh = self._fetch(None, max(PAGE, len(self.loaded)))
+    def differing(self, tip: str | None) -> list[Message] | None:
+        """Compare with the transcript that ends at ``tip``: forget what is no longer in it, and return the
+        messages to append. ``None`` when the two have nothing in common and ``reset`` is needed."""
+        fresh = self._tail(tip, max(PAGE, len(self.loaded) + 2))
         places = {message.id: index for index, message in enumerate(self.loaded)}
-        if not fresh or fresh[0].id not in places:
-            return None
+        while fresh and fresh[0].id not in places:
+            fresh = fresh[1:]
+        if not fresh:
+            return None if self.loaded else []
         offset = places[fresh[0].id]
+        if offset and self.loaded[offset].parent != self.loaded[offset - 1].id:
+            # A message that took the place of another one: a document that was read to its end now.
+            return None
         same = 0
         while (
             same < len(fresh)
@@ -119,8 +129,8 @@ class Window:
         return fresh[same:]
 
     def trim(self) -> int:
-        """Forget mounted messages at the top when there are more than ``MOST``; returns how many."""
-        drop = self.end - self.start - PAGE if self.end - self.start > MOST else 0
+        """Forget mounted messages at the top that are more than a page; returns how many."""
+        drop = max(0, self.end - self.start - PAGE)
         self.start += drop
         return drop
 
@@ -136,9 +146,11 @@ class Window:
                 return None
             self._load_older()
 
+    def _tail(self, tip: str | None, limit: int) -> list[Message]:
+        return [] if tip is None else [*self._fetch(tip, limit - 1), self._get(tip)]
+
     def _load_older(self) -> None:
-        before = self.loaded[0].id if self.loaded else None
-        older = self._fetch(before, PAGE * 5)
+        older = self._fetch(self.loaded[0].id, PAGE * 5) if self.loaded else []
         self.complete = len(older) < PAGE * 5
         self.loaded[:0] = older
         self.start += len(older)

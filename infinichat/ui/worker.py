@@ -11,6 +11,7 @@ process."""
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import queue
@@ -117,8 +118,9 @@ class SessionWorker:
         if running and session is not None:
             session.stop()
 
-    def close(self) -> None:
-        """Stop what runs, drop what waits, join the thread."""
+    def close(self, *, patience_s: float = 0.5, on_wait: Callable[[], None] | None = None) -> None:
+        """Stop what runs, drop what waits, join the thread. ``on_wait`` is called when that takes longer than
+        ``patience_s``: a checkpoint that is being loaded is loaded to its end first."""
         if not self._thread.is_alive():
             return
         with self._guard:
@@ -127,6 +129,9 @@ class SessionWorker:
         for ticket in tickets:
             self.cancel(ticket)
         self._queue.put(None)
+        self._thread.join(patience_s)
+        if self._thread.is_alive() and on_wait is not None:
+            on_wait()
         self._thread.join()
 
     def _put(self, act: Callable[[_Work], None]) -> int:
@@ -155,12 +160,20 @@ class SessionWorker:
         try:
             work.act(work)
         except InfiniChatError as error:
-            self._post(WorkFailed(work.ticket, error))
+            self._post(WorkFailed(work.ticket, error, self._tip()))
         except Exception as error:
             log.exception("work %d failed", work.ticket)
-            self._post(WorkFailed(work.ticket, error))
+            self._post(WorkFailed(work.ticket, error, self._tip()))
         else:
-            self._post(WorkDone(work.ticket))
+            self._post(WorkDone(work.ticket, self._tip()))
+
+    def _tip(self) -> str | None:
+        """The newest message of the open session now."""
+        try:
+            return self._session.record.tip if self._session is not None else None
+        except InfiniChatError as error:
+            log.warning("the session cannot be read: %s", error)
+            return None
 
     def _turn(self, work: _Work, run: Run) -> None:
         session = self._require_session()
@@ -242,6 +255,8 @@ class SessionWorker:
             log.exception("loading %r failed", model)
             self._post(EngineFailed(model, error))
             return None
+        # What came with torch stays for good; looking through it again and again would stall keys for 0.1 s.
+        gc.freeze()
         self._post(EngineReady(engine.info))
         return engine
 
@@ -259,7 +274,7 @@ class SessionWorker:
     def _reopen(self, work: _Work) -> None:
         """Open the session and bring its state to the tip, so that the first answer starts at once."""
         session = self._require_session()
-        self._post(SessionReady(session.id))
+        self._post(SessionReady(session.id, self._tip()))
         self._post(WorkStarted(work.ticket))
         self._play(work, session, session.restore())
 

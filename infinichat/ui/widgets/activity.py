@@ -21,6 +21,9 @@ _STAGES = {
 # A prompt that is read faster than this needs no progress line. Seconds.
 _PATIENCE = 0.3
 
+# A fast model reports hundreds of segments a second, and nobody reads that fast.
+_EVERY_S = 0.1
+
 _FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 
 
@@ -31,6 +34,7 @@ class ActivityLine(Static):
         super().__init__(markup=False, id=id)
         self.display = False
         self._since = 0.0
+        self._painted = 0.0
         self._text = ""
         self._frame = 0
 
@@ -44,8 +48,10 @@ class ActivityLine(Static):
 
     def progress(self, event: PrefillProgress) -> None:
         """Tokens stream into the model."""
-        if event.stage == "prompt" and time.monotonic() - self._since < _PATIENCE:
+        now = time.monotonic()
+        if (event.stage == "prompt" and now - self._since < _PATIENCE) or now - self._painted < _EVERY_S:
             return
+        self._painted = now
         self._say(describe(event, self.size.width or 80))
 
     def done(self) -> None:
@@ -55,6 +61,8 @@ class ActivityLine(Static):
         self._spinner.pause()
 
     def _say(self, text: str) -> None:
+        if self.display and text == self._text:
+            return
         self._text = text
         self.display = True
         if self.app.animation_level != "none":
@@ -66,7 +74,9 @@ class ActivityLine(Static):
         self._paint()
 
     def _paint(self) -> None:
-        self.update(Content.assemble((_FRAMES[self._frame], "$text-accent"), " ", self._text))
+        line = Content.assemble((_FRAMES[self._frame], "$text-accent"), " ", self._text)
+        # The line is one row high whatever it says: no need to lay the screen out again.
+        self.update(line, layout=False)
 
 
 def describe(event: PrefillProgress, width: int) -> str:

@@ -6,20 +6,24 @@ text is plain: nothing in it is markup."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from textual import events
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
 from textual.message import Message as TextualMessage
-from textual.widgets import Markdown, Static
-from textual.widgets.markdown import MarkdownStream
+from textual.widgets import Static
 
 from infinichat.messages import FinishReason, Message, TurnStats
 from infinichat.ui import figures
 from infinichat.ui.plain_text import one_line, visible
+
+if TYPE_CHECKING:
+    from textual.timer import Timer
+    from textual.widgets.markdown import MarkdownStream
 
 # A longer message of a person or a document is shown up to here; copying gives all of it.
 LONGEST_SHOWN = 20_000
@@ -181,14 +185,26 @@ class AnswerEntry(Entry):
 
     DEFAULT_CLASSES = "answer"
 
-    def __init__(self, message: Message | None, *, position: tuple[int, int] = (1, 1)) -> None:
+    def __init__(
+        self,
+        message: Message | None,
+        *,
+        position: tuple[int, int] = (1, 1),
+        pace: Callable[[], float] = lambda: 0.05,
+    ) -> None:
+        """``pace`` gives the seconds until what has streamed is painted next."""
         super().__init__(message, position=position)
+        # 40 ms with its parser: not before the first paint.
+        from textual.widgets import Markdown
+
         content = None if message is None else visible(message.content)
         self.markdown = Markdown(content, open_links=False, classes="words")
         self.stats: TurnStats | None = None
         self._stream: MarkdownStream | None = None
         self._streamed: list[str] = []
-        self._carry = ""
+        self._pace = pace
+        self._unpainted = ""
+        self._timer: Timer | None = None
 
     @property
     def text(self) -> str:
@@ -199,14 +215,23 @@ class AnswerEntry(Entry):
         yield self.meta
 
     async def write(self, fragment: str) -> None:
-        """Append to the answer while it streams."""
-        if self._stream is None:
-            self._stream = Markdown.get_stream(self.markdown)
+        """Append to the answer while it streams. Painting a fragment lays the screen out again, so fragments
+        are gathered until ``pace`` has passed."""
         self._streamed.append(fragment)
+        self._unpainted += fragment
+        if self._stream is None:
+            self._stream = self.markdown.get_stream(self.markdown)
+            await self._paint()
+        elif self._timer is None:
+            self._timer = self.set_timer(self._pace(), self._paint)
+
+    async def _paint(self) -> None:
+        self._timer = None
         # A carriage return at the end may be half of a line end; it waits for the other half.
-        fragment = self._carry + fragment
-        self._carry = "\r" if fragment.endswith("\r") else ""
-        await self._stream.write(visible(fragment.removesuffix("\r") if self._carry else fragment))
+        ready = self._unpainted.removesuffix("\r")
+        self._unpainted = self._unpainted[len(ready) :]
+        if self._stream is not None:
+            await self._stream.write(visible(ready))
 
     async def finish(self, message: Message, stats: TurnStats | None, position: tuple[int, int]) -> None:
         """The answer is over and on disk; what streamed is replaced when it is not exactly that."""
@@ -219,6 +244,9 @@ class AnswerEntry(Entry):
 
     async def end_stream(self) -> None:
         """Nothing more will be written."""
+        if self._timer is not None:
+            self._timer.stop()
+        await self._paint()
         stream, self._stream = self._stream, None
         if stream is not None:
             await stream.stop()

@@ -7,6 +7,7 @@ Up, Down, Tab, Enter and Escape first. Pasted control characters turn into their
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -65,31 +66,49 @@ class Prompt(TextArea):
         self._entries = history
         self._enter_sends = enter_sends
         self._walked: str | None = None
+        self._rows = 1
+        self._typed_at = float("-inf")
+        self._reported = ("", "")
         self.popup_open = False
         self.placeholder = "Message… (/ for commands)"
 
     def on_text_area_changed(self) -> None:
         if self._walked != self.text:
             self._entries.rest()
-        self.styles.height = max(1, min(LARGEST, self.wrapped_document.height))
+        self._grow()
         self._report()
 
     def on_text_area_selection_changed(self) -> None:
         self._report()
 
     def on_resize(self) -> None:
-        self.styles.height = max(1, min(LARGEST, self.wrapped_document.height))
+        self._grow()
+
+    def _grow(self) -> None:
+        rows = max(1, min(LARGEST, self.wrapped_document.height))
+        # Setting a height lays the whole screen out again, 30 ms with a page of messages: not at every key.
+        if rows != self._rows:
+            self._rows = rows
+            self.styles.height = rows
 
     def _report(self) -> None:
         before = self.get_text_range((0, 0), self.cursor_location)
-        self.post_message(self.Typed(self.text, before))
+        if (self.text, before) != self._reported:
+            self._reported = (self.text, before)
+            self.post_message(self.Typed(self.text, before))
 
     def set_text(self, text: str) -> None:
         """Replace everything and put the cursor at the end; undo brings the old text back."""
         self.replace(visible(text), (0, 0), self.document.end)
         self.move_cursor(self.document.end)
 
+    @property
+    def idle_s(self) -> float:
+        """Seconds since the last key."""
+        return time.monotonic() - self._typed_at
+
     async def _on_key(self, event: events.Key) -> None:
+        self._typed_at = time.monotonic()
         if self.popup_open and event.key in {"up", "down", "tab", "enter", "escape"}:
             self._swallow(event)
             self.post_message(self.PopupKey(event.key))

@@ -55,7 +55,7 @@ class StatusLine(Static):
         self._paint()
 
     def _paint(self) -> None:
-        self.update(line(self.status, self.size.width))
+        self.update(line(self.status, self.size.width), layout=False)
 
 
 def line(status: Status, width: int) -> Content:

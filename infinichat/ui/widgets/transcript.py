@@ -22,12 +22,9 @@ from textual.widgets import Static
 
 from infinichat.messages import Message
 from infinichat.ui.widgets.entry import AnswerEntry, Entry, MetaLine, Note, entry_of
-from infinichat.ui.window import Fetch, Window
+from infinichat.ui.window import FEW, PAGE, Fetch, Get, Window
 
 Act = Literal["copy", "copy_code", "edit", "regenerate", "branch", "continue"]
-
-# Mounted before the first paint of a transcript; the rest of its page follows.
-FIRST = 4
 
 
 class Transcript(VerticalScroll, can_focus=True):
@@ -70,13 +67,14 @@ class Transcript(VerticalScroll, can_focus=True):
     def __init__(
         self,
         fetch: Fetch,
+        get: Get,
         positions: Callable[[Message], tuple[int, int]],
         welcome: Callable[[], Content],
         *,
         id: str | None = None,
     ) -> None:
         super().__init__(id=id)
-        self._window = Window(fetch)
+        self._window = Window(fetch, get)
         self._positions = positions
         self._welcome = welcome
         self._moving = asyncio.Lock()
@@ -99,23 +97,24 @@ class Transcript(VerticalScroll, can_focus=True):
         """The messages that are loaded, oldest first, up to the newest."""
         return self._window.loaded
 
-    async def show_session(self) -> None:
-        """Show the newest page of the session that ``fetch`` reads now."""
+    async def show_session(self, tip: str | None) -> None:
+        """Show the newest page of the transcript that ends at this message."""
         async with self._moving:
             self.live.clear()
-            await self._remount(self._window.reset())
+            await self._remount(self._window.reset(tip))
             self.anchor()
 
-    async def sync(self, *, keep: Sequence[Entry] = ()) -> None:
+    async def sync(self, tip: str | None, *, keep: Sequence[Entry] = ()) -> None:
         """Make the screen agree with the store again: after a turn, a failure, or on another branch. Live
         entries go away except those to ``keep``."""
         async with self._moving:
+            place = self.cursor.message.parent if self.cursor and self.cursor.message else None
             gone = [entry for entry in self.live if entry not in keep]
             self.live = [entry for entry in self.live if entry in keep]
             await self.remove_children(gone)
-            added = self._window.differing()
+            added = self._window.differing(tip)
             if added is None:
-                await self._remount(self._window.reset())
+                await self._remount(self._window.reset(tip))
                 return
             kept = {message.id for message in self._window.loaded}
             stale = [e for e in self.entries if e.message is not None and e.message.id not in kept]
@@ -126,6 +125,8 @@ class Transcript(VerticalScroll, can_focus=True):
                         self._window.append(message)
                     await self.mount_all(self._made(added), before=self.live[0] if self.live else None)
             self._refresh_top()
+            if self.has_focus and self.cursor is None:
+                self._set_cursor_below(place)
 
     async def latest(self) -> None:
         """Go to the newest message, wherever the window is."""
@@ -194,10 +195,10 @@ class Transcript(VerticalScroll, can_focus=True):
         elif new_value >= self.max_scroll_y - 1 and new_value > old_value and self._window.has_newer:
             self.run_worker(self._page_down(), group="page", exclusive=True)
 
-    async def _page_up(self) -> None:
+    async def _page_up(self, count: int = PAGE) -> None:
         async with self._moving:
             first = next(iter(self.entries), None)
-            move = self._window.up(keep_end=bool(self.live))
+            move = self._window.up(count, keep_end=bool(self.live))
             await self._shift(first, self._made(move.mount), self.entries[-move.drop :] if move.drop else [])
 
     async def _page_down(self) -> None:
@@ -210,13 +211,16 @@ class Transcript(VerticalScroll, can_focus=True):
         self, keep: Entry | None, added: Sequence[Entry], removed: Sequence[Entry], *, at_end: bool = False
     ) -> None:
         """Mount at one end, remove at the other, and leave ``keep`` where it is on the screen."""
-        self.release_anchor()
+        at_bottom = self.is_anchored and not self._anchor_released and not at_end
+        if not at_bottom:
+            self.release_anchor()
         offset = keep.virtual_region.y - self.scroll_y if keep is not None else 0
         with self.app.batch_update():
             await self.mount_all(added, before=None if at_end or keep is None else keep)
             await self.remove_children(removed)
             self._refresh_top()
-        self.call_after_refresh(self._restore, keep, offset)
+        if not at_bottom:
+            self.call_after_refresh(self._restore, keep, offset)
 
     def _restore(self, keep: Entry | None, offset: float) -> None:
         if keep is not None and keep.is_attached:
@@ -231,16 +235,18 @@ class Transcript(VerticalScroll, can_focus=True):
                 [w for w in self.children if w is not self._top and w not in self.live]
             )
             self._refresh_top()
-            await self.mount_all(made[-FIRST:], before=self.live[0] if self.live else None)
-        if len(made) > FIRST:
-            await self.mount_all(made[:-FIRST], before=made[-FIRST])
-        self.call_after_refresh(self._settle)
+            await self.mount_all(made, before=self.live[0] if self.live else None)
+        self.call_after_refresh(self._fill)
 
-    def _settle(self) -> None:
+    def _fill(self) -> None:
+        """Mount the rest of the page a few at a time, each after a paint, so that keys are never kept
+        waiting."""
         self._settled = True
-        # A page of one-line messages may not fill a tall terminal.
-        if self.max_scroll_y == 0 and self._window.has_older:
-            self.run_worker(self._page_up(), group="page", exclusive=True)
+        window = self._window
+        short = len(window.mounted) < PAGE or self.max_scroll_y == 0
+        if short and window.has_older and not self.live:
+            self.run_worker(self._page_up(FEW), group="page", exclusive=True)
+            self.call_after_refresh(self._fill)
 
     def _made(self, messages: Sequence[Message]) -> list[Entry]:
         return [entry_of(message, self._positions(message)) for message in messages]
@@ -282,6 +288,13 @@ class Transcript(VerticalScroll, can_focus=True):
         self._cursor = entry
         if entry is not None:
             entry.add_class("-cursor")
+
+    def _set_cursor_below(self, parent: str | None) -> None:
+        """Put the cursor on the message that follows ``parent``: where it was before another version came."""
+        entries = self.entries
+        same = [entry for entry in entries if entry.message is not None and entry.message.parent == parent]
+        choice = same or entries
+        self._set_cursor(choice[-1] if choice else None)
 
     def on_focus(self) -> None:
         if self.cursor is None and self.entries:
