@@ -239,7 +239,8 @@ def test_leaving_while_an_answer_streams_keeps_it_and_exits_with_0(
 
 
 def type_line(terminal: int, words: bytes) -> bytes:
-    """Enter comes after the words were seen: until the app has set the terminal up, it would arrive as Ctrl+J."""
+    """Enter comes after the words were seen: until the app has set the terminal up, it would arrive as
+    Ctrl+J."""
     os.write(terminal, words)
     seen = read_until(terminal, words)
     os.write(terminal, b"\r")

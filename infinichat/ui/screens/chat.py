@@ -112,6 +112,7 @@ class ChatScreen(Screen[None]):
         await self.transcript.show_session(self.record.tip)
         await self._show_draft()
         self.turns.open(self._wanted_model)
+        self._measure_rss()
         self.set_interval(RSS_EVERY_S, self._measure_rss)
 
     def want_model(self, model: str | None) -> None:

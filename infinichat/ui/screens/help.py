@@ -17,7 +17,7 @@ from infinichat.ui.palette import MUTED
 KEYS: tuple[tuple[str, str], ...] = (
     ("Enter", "send"),
     ("Shift+Enter Ctrl+J Alt+Enter", "new line"),
-    ("Esc", "stop and keep the answer; take a message back"),
+    ("Esc", "stop; what was answered is kept"),
     ("↑ ↓ in the prompt", "what was typed before"),
     ("PgUp PgDn", "scroll through the conversation"),
     ("Tab or Alt+↑", "walk the messages"),

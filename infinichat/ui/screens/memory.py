@@ -70,7 +70,7 @@ def describe(report: MemoryReport, reports: list[MemoryReport]) -> Content:
         ("window     ", MUTED),
         f"{figures.bar(window, 20)} {report.window_tokens:,} of {report.window_size:,} tokens, exact\n",
         ("state      ", MUTED),
-        f"{figures.size(report.state_bytes)}, the same after a million tokens\n\n",
+        f"{figures.size(report.state_bytes)}; it does not grow once the window is full\n\n",
     ]
     if report.layers and report.trained:
         pieces += _layers(report.layers)

@@ -38,7 +38,8 @@ class ModelsScreen(Screen[str | None]):
         self._cancel: threading.Event | None = None
 
     def compose(self) -> ComposeResult:
-        yield Static(Content.assemble((" Checkpoints", "bold")), markup=False, classes="screen-title")
+        head = Content.assemble((" Checkpoints", "bold"), ("  enter switches to one", MUTED))
+        yield Static(head, markup=False, classes="screen-title")
         yield OptionList(id="list", markup=False)
         yield Static(markup=False, id="details")
         yield Static(markup=False, id="pulling")

@@ -52,7 +52,7 @@ class ActivityLine(Static):
         if (event.stage == "prompt" and now - self._since < _PATIENCE) or now - self._painted < _EVERY_S:
             return
         self._painted = now
-        self._say(describe(event, self.size.width or 80))
+        self._say(describe(event, self.app.size.width - 4))
 
     def done(self) -> None:
         """Nothing is going on."""
@@ -90,6 +90,6 @@ def describe(event: PrefillProgress, width: int) -> str:
         parts.append(f"{event.tokens_per_s:,.0f} tok/s")
     parts.append(f"{figures.tokens(event.done)} of {figures.tokens(event.total)} tokens")
     parts.append("esc stops")
-    while len(parts) > 1 and len("  ".join(parts)) > width - 2:
+    while len(parts) > 1 and len("  ".join(parts)) > width:
         parts.pop(-2 if len(parts) > 2 else -1)
     return "  ".join(parts)
