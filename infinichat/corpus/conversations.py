@@ -1,8 +1,11 @@
 """Token streams for training: facts told, questions asked, real filler between, every token labelled.
 
-A stream looks like what the product feeds: system prompt (or only the attention sinks, as after the window has
-moved on), turns in the chat template, documents. ``labels`` say what the write gate should do (``VALUE`` tokens
-are written, ``OTHER`` are not, ``IGNORE`` is not judged); ``Told`` and ``Asked`` say where facts are told and asked.
+A stream looks like what the product feeds: system prompt (or only the attention sinks, as after the window
+has
+moved on), turns in the chat template, documents. ``labels`` say what the write gate should do (``VALUE``
+tokens
+are written, ``OTHER`` are not, ``IGNORE`` is not judged); ``Told`` and ``Asked`` say where facts are told
+and asked.
 """
 
 from __future__ import annotations
@@ -15,7 +18,9 @@ from infinichat.corpus.facts import Fact, FactMaker, Question, Sentence, join
 from infinichat.corpus.filler import Filler
 
 OTHER, VALUE, IGNORE = 0, 1, 2
-SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+SYSTEM = (
+    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+)
 SINKS = "<|im_start|>system\nYou"
 ACKS = (
     "Got it.",
@@ -31,7 +36,8 @@ ACKS = (
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """Tokens ``[start, start + count)`` of the stream are the value of fact number ``fact``, ``version`` 0, 1, ..."""
+    """Tokens ``[start, start + count)`` of the stream are the value of fact number ``fact``, ``version`` 0,
+    1, ..."""
 
     fact: int
     version: int
@@ -42,7 +48,8 @@ class Told:
 @dataclass(frozen=True, slots=True)
 class Asked:
     """A question about fact number ``fact``; ``version`` -1: never told. The answer's tokens are
-    ``[answer, end)`` with the closing control token; the value's (or of "something you ...") ``[value, value + count)``."""
+    ``[answer, end)`` with the closing control token; the value's (or of "something you ...") ``[value, value
+    + count)``."""
 
     fact: int
     version: int
@@ -69,7 +76,9 @@ class StreamText:
         self.text = ""
         self.values: list[tuple[int, int, int, int]] = []  # start, end, fact, version
         self.ignored: list[tuple[int, int]] = []
-        self.answers: list[tuple[int, int, int, int, int, int]] = []  # start, end, value start, end, fact, version
+        self.answers: list[
+            tuple[int, int, int, int, int, int]
+        ] = []  # start, end, value start, end, fact, version
 
     def turn(self, role: str, content: str, *, ignore: bool = False) -> int:
         """Appends a turn; returns where its content starts."""
@@ -80,7 +89,8 @@ class StreamText:
         return start
 
     def mark(self, sentence: Sentence, at: int, numbers: dict[Fact, tuple[int, int]]) -> None:
-        """Marks the values of ``sentence``, which starts at ``at``; ``numbers``: fact -> (number, version)."""
+        """Marks the values of ``sentence``, which starts at ``at``; ``numbers``: fact -> (number,
+        version)."""
         for start, end, fact in sentence.spans:
             self.values.append((at + start, at + end, *numbers[fact]))
 
@@ -114,7 +124,8 @@ class StreamText:
 
 
 def token_range(offsets: list[tuple[int, int]], text: str, low: int, high: int) -> range:
-    """Tokens that overlap characters [low, high), with a lone blank before them (digits have one of their own)."""
+    """Tokens that overlap characters [low, high), with a lone blank before them (digits have one of their
+    own)."""
     first = next(i for i, (a, b) in enumerate(offsets) if b > low and b > a)
     last = first
     while last < len(offsets) and offsets[last][0] < high:
@@ -125,7 +136,8 @@ def token_range(offsets: list[tuple[int, int]], text: str, low: int, high: int) 
 
 
 class StreamMaker:
-    """Draws streams of one side: ``tell_streams`` and ``ask_streams`` share the facts numbered in ``facts``."""
+    """Draws streams of one side: ``tell_streams`` and ``ask_streams`` share the facts numbered in
+    ``facts``."""
 
     def __init__(self, maker: FactMaker, filler: Filler, tokenizer: Any, rng: random.Random) -> None:
         self.maker, self.filler, self.tokenizer, self.rng = maker, filler, tokenizer, rng
@@ -155,7 +167,8 @@ class StreamMaker:
             stream.turn(role, content[:700], ignore=dialogue.tells and role == "user")
 
     def tell_stream(self, messages: int) -> Stream:
-        """``messages`` messages that tell one to four facts each, with dialogue between, some corrected later."""
+        """``messages`` messages that tell one to four facts each, with dialogue between, some corrected
+        later."""
         rng, stream = self.rng, self.opening()
         told: list[int] = []
         for _ in range(messages):
@@ -188,7 +201,8 @@ class StreamMaker:
         stream.turn("assistant", rng.choice(ACKS))
 
     def book_stream(self, chars: int, facts: int) -> Stream:
-        """Prose as a document or as plain text, with ``facts`` sentences that tell a fact in the middle of it."""
+        """Prose as a document or as plain text, with ``facts`` sentences that tell a fact in the middle of
+        it."""
         rng, stream = self.rng, self.opening()
         plain = rng.random() < 0.4
         if not plain:
@@ -206,12 +220,15 @@ class StreamMaker:
         return stream.encode(self.tokenizer)
 
     def ask_stream(self, numbers: list[int], *, unknown: float, chatter: float) -> Stream:
-        """Questions about the facts ``numbers`` (about a share ``unknown`` as never told), dialogue before and between."""
+        """Questions about the facts ``numbers`` (about a share ``unknown`` as never told), dialogue before
+        and between."""
         rng, stream = self.rng, self.opening()
         for number in numbers:
             if rng.random() < chatter:
                 self.chatter(stream, 1)
             told = rng.random() >= unknown
             fact = self.facts[number][-1]
-            stream.question(self.maker.ask(rng, fact, told=told), number, len(self.facts[number]) - 1 if told else -1)
+            stream.question(
+                self.maker.ask(rng, fact, told=told), number, len(self.facts[number]) - 1 if told else -1
+            )
         return stream.encode(self.tokenizer)

@@ -1,7 +1,9 @@
 """Real text to put between a fact and its question: dialogues from JSONL files, prose from text files.
 
-Any folder works: every ``*.jsonl`` line with ``{"messages": [{"role", "content"}, ...]}`` is a dialogue, every
-``*.txt`` or ``*.md`` file is prose. One dialogue and one book in ten belong to the validation side, chosen by a
+Any folder works: every ``*.jsonl`` line with ``{"messages": [{"role", "content"}, ...]}`` is a dialogue,
+every
+``*.txt`` or ``*.md`` file is prose. One dialogue and one book in ten belong to the validation side, chosen
+by a
 hash of their name and place, so that no text is on both sides.
 """
 
@@ -12,11 +14,13 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from infinichat.errors import UsageError
 from infinichat.corpus.vocabulary import is_held_out
+from infinichat.errors import UsageError
 
 VALIDATION_SHARE = 10
-OWN_FACTS = "persona"  # dialogues in files with this in the name tell real facts; a write gate must not unlearn them
+OWN_FACTS = (
+    "persona"  # dialogues in files with this in the name tell real facts; a write gate must not unlearn them
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +46,12 @@ class Filler:
                 self.books.append(file.read_text(encoding="utf-8", errors="replace")[:left])
                 left -= len(self.books[-1])
         if not self.dialogues and not self.books:
-            raise UsageError(f"{folder} has no *.jsonl dialogues and no *.txt or *.md files; name a folder with text.")
+            raise UsageError(
+                f"{folder} has no *.jsonl dialogues and no *.txt or *.md files; name a folder with text."
+            )
 
     def _read_dialogues(self, file: Path, validation: bool) -> None:
-        for number, line in enumerate(file.open(encoding="utf-8")):
+        for number, line in enumerate(file.read_text(encoding="utf-8").split("\n")):
             if is_held_out(f"{file.name}:{number}", share=VALIDATION_SHARE) != validation or not line.strip():
                 continue
             messages = tuple((m["role"], m["content"]) for m in json.loads(line)["messages"])

@@ -128,6 +128,12 @@ class BankMemory(ResidualMemory):
             features = recall_features(projected, heads=self.heads, order=self.order)
             blurred = recall_read(features, state.memory, softness=self.softness).values
             values = values + self.matrix_gain.to(dtype) * null * blurred
+        return self.added(x, values, null)
+
+    def added(self, x: Tensor, values: Tensor, null: Tensor) -> Tensor:
+        """What goes into the residual [..., C] for the layer's input x [..., C], a read's values [..., C] and
+        its null weight [..., 1]."""
+        dtype = x.dtype
         found = 1 - null
         gate = torch.sigmoid(
             (x @ self.read_gate.to(dtype))[..., None]

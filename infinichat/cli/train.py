@@ -1,0 +1,73 @@
+"""``infinichat train memory``: teach a checkpoint's memory to recall. The work is in
+``infinichat.training``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from infinichat.cli.context import Context
+from infinichat.cli.parser import whole
+
+ALLOCATORS = (
+    "/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4",
+    "/usr/lib/aarch64-linux-gnu/libtcmalloc_minimal.so.4",
+)
+"""Where an allocator that keeps its pages may be; without one, half of a training step goes into page
+faults."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=("memory",), help="what to train")
+    parser.add_argument(
+        "--text", type=Path, required=True, metavar="FOLDER", help="*.jsonl dialogues, *.txt, *.md"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="cache, logs and checkpoint"
+    )
+    parser.add_argument("--stage", choices=("keys", "gate", "recall", "all"), default="all")
+    parser.add_argument(
+        "--shards", type=whole(1), default=30, metavar="N", help="cached streams, 40,000 tokens each"
+    )
+    parser.add_argument("--tokens", type=whole(500), default=40_000, metavar="N", help="tokens of a shard")
+    parser.add_argument(
+        "--steps", type=whole(1), metavar="N", help="of each stage; default: what was enough before"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def run(args: argparse.Namespace, context: Context) -> int:
+    keep_pages()
+    import torch
+
+    from infinichat.model.loading import load_model
+    from infinichat.training.prepare import STAGES, Options, train_memory
+
+    console = context.console
+    loaded = load_model(args.model, dtype=torch.bfloat16)
+    stages = STAGES if args.stage == "all" else (args.stage,)
+    steps = None if args.steps is None else dict.fromkeys(STAGES, args.steps)
+    options = Options(args.text, args.out, stages, args.shards, args.tokens, steps, args.seed)
+    folder = train_memory(loaded, options, report=console.progress)
+    console.line(str(folder))
+    return 0
+
+
+def keep_pages() -> None:
+    """Start this command once more with an allocator that keeps freed pages, where the system has one."""
+    if (
+        os.environ.get("INFINICHAT_ALLOCATOR")
+        or os.environ.get("LD_PRELOAD")
+        or not sys.platform.startswith("linux")
+    ):
+        return
+    library = next((path for path in ALLOCATORS if Path(path).exists()), None)
+    change = (
+        {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=4294967296"}
+        if library is None
+        else {"LD_PRELOAD": library}
+    )
+    environment = os.environ | change | {"INFINICHAT_ALLOCATOR": "set"}
+    os.execve(sys.executable, [sys.executable, "-m", "infinichat", *sys.argv[1:]], environment)

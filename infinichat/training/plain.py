@@ -1,0 +1,91 @@
+"""The model's layers on whole short streams, without a state: what training runs instead of the product's
+forward.
+
+``decode`` is causal attention over the stream and the MLP, layer by layer; ``added`` goes into the residual
+after
+the first layer's attention, where a memory's read goes. ``offsets_of`` is the tokenizer with character
+places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from infinichat.attention.window import inverse_frequencies, rotary, rotate
+from infinichat.model.modeling_infini import InfiniForCausalLM
+from infinichat.protocols import TextTokenizer
+
+CONTROLS = ("<|im_start|>", "<|im_end|>")
+"""Control tokens that generated streams are written with."""
+
+
+def decode(
+    model: InfiniForCausalLM, h: Tensor, *, first: int, last: int, added: Tensor | None = None
+) -> Tensor:
+    """States h [B, T, C] before layer ``first`` to states before layer ``last``. Rows may be padded at the
+    right."""
+    config = model.config
+    frequencies = inverse_frequencies(config.head_dim, config.infini_rope["theta"])
+    cos, sin = rotary(torch.arange(h.shape[1]), frequencies, h.dtype)
+    for index in range(first, last):
+        layer = model.model.layers[index]
+        at, x = layer.self_attn, layer.input_layernorm(h)
+        q, k, v = (
+            proj(x).unflatten(-1, (-1, config.head_dim)).transpose(1, 2)
+            for proj in (at.q_proj, at.k_proj, at.v_proj)
+        )
+        out = F.scaled_dot_product_attention(
+            rotate(q, cos, sin), rotate(k, cos, sin), v, is_causal=True, enable_gqa=True
+        )
+        h = h + at.o_proj(out.transpose(1, 2).flatten(2))
+        if index == first and added is not None:
+            h = h + added.to(h.dtype)
+        h = h + layer.mlp(layer.post_attention_layernorm(h))
+    return h
+
+
+def lower(model: InfiniForCausalLM, layer: int) -> Callable[[Tensor], Tensor]:
+    """ids [B, T] to states [B, T, C] before ``layer``."""
+
+    @torch.inference_mode()
+    def states(ids: Tensor) -> Tensor:
+        return decode(model, model.model.embed_tokens(ids), first=0, last=layer)
+
+    return states
+
+
+def offsets_of(tokenizer: TextTokenizer) -> Callable[..., dict[str, list[Any]]]:
+    """A callable like transformers' fast tokenizers: text to ``input_ids`` and ``offset_mapping``. The
+    control
+    tokens of ``CONTROLS`` in the text become themselves."""
+
+    def encode(text: str, **_: Any) -> dict[str, list[Any]]:
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        start = 0
+        while start < len(text):
+            control = next((c for c in CONTROLS if text.startswith(c, start)), None)
+            if control is not None:
+                ids.append(tokenizer.control_id(control))
+                offsets.append((start, start + len(control)))
+                start += len(control)
+                continue
+            ends = [place for c in CONTROLS if (place := text.find(c, start)) >= 0]
+            end = min(ends, default=len(text))
+            piece = text[start:end]
+            places = [start + i for i, char in enumerate(piece) for _ in char.encode()] + [end]
+            byte = 0
+            for token in tokenizer.encode(piece):
+                size = len(tokenizer.token_bytes(token))
+                ids.append(token)
+                offsets.append((places[byte], places[min(byte + size, len(places) - 1)]))
+                byte += size
+            start = end
+        return {"input_ids": ids, "offset_mapping": offsets}
+
+    return encode

@@ -1,0 +1,160 @@
+"""Cached streams as a pool of facts: who was told what, where it is asked, and the memory's inputs at any
+token.
+
+An ``Episode`` is a made-up past: some facts with their tellings in a random order (corrections after what
+they
+correct), questions about them, and questions about what is not among them. Because a pool's pieces are
+cached one
+by one, any facts can meet in an episode.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from infinichat.attention.bank import headwise_unit
+from infinichat.corpus.conversations import Asked, Told
+from infinichat.corpus.facts import Fact
+from infinichat.model.bank_memory import STATE_TAPS, BankMemory
+from infinichat.model.layer_state import TOKEN_TAPS
+from infinichat.model.modeling_infini import InfiniForCausalLM
+from infinichat.training.cache import Shard
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """``told`` in the order of telling; ``asked`` about those; ``strangers`` are asked about other things."""
+
+    told: list[Told]
+    asked: list[Asked]
+    strangers: list[Asked]
+
+
+class Pool:
+    """All shards of one side, with what a memory at ``layer`` of ``model`` sees of them."""
+
+    def __init__(self, shards: Sequence[Shard], model: InfiniForCausalLM, layer: int) -> None:
+        weight = model.model.layers[layer].input_layernorm
+        self.norm, self.eps = weight.weight.detach().float(), weight.eps
+        self.embedding = model.model.embed_tokens.weight.detach()
+        self.hidden = torch.cat([s.hidden for s in shards])
+        self.ids = torch.cat([s.ids for s in shards]).long()
+        self.labels = torch.cat([s.labels for s in shards])
+        self.stream = torch.empty(len(self.ids), dtype=torch.long)
+        self.streams: list[tuple[int, int, str]] = []
+        self.facts: list[Fact] = []
+        self.told: dict[int, list[Told]] = {}
+        self.asked: list[Asked] = []
+        tokens = 0
+        for shard in shards:
+            self._add(shard, tokens)
+            tokens += len(shard.ids)
+        self.known = [a for a in self.asked if a.version >= 0 and a.fact in self.told]
+        self.corrected = [a for a in self.known if a.version > 0]
+        self.same: dict[tuple[str, ...], list[int]] = {}
+        for number in self.told:
+            for shared in self._shared(number):
+                self.same.setdefault(shared, []).append(number)
+        self.question = {a.fact: a for a in self.asked}
+
+    def _add(self, shard: Shard, tokens: int) -> None:
+        facts = len(self.facts)
+        for start, length, kind in shard.streams:
+            self.stream[tokens + start : tokens + start + length] = len(self.streams)
+            self.streams.append((tokens + start, length, kind))
+        self.facts += [versions[0] for versions in shard.facts]
+        for t in shard.told:
+            moved = replace(t, fact=t.fact + facts, start=t.start + tokens)
+            self.told.setdefault(moved.fact, []).append(moved)
+        for a in shard.asked:
+            places = {name: getattr(a, name) + tokens for name in ("answer", "value", "end")}
+            self.asked.append(replace(a, fact=a.fact + facts, **places))
+
+    def _shared(self, number: int) -> list[tuple[str, ...]]:
+        fact = self.facts[number]
+        who = [("who", fact.subject, fact.name)] if fact.subject != "thing" else []
+        return [("what", fact.noun), *who]
+
+    def inputs(self, places: Tensor) -> Tensor:
+        """The layer's normed input at ``places`` [...]: [..., C], float32."""
+        h = self.hidden[places.clamp(min=0)].float()
+        normed: Tensor = h * torch.rsqrt(h.square().mean(dim=-1, keepdim=True) + self.eps) * self.norm
+        return normed
+
+    def before(self, places: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Places t .. t - count + 1 for each of ``places`` [n]: [n, count], and which are in the same
+        stream."""
+        around = places[:, None] - torch.arange(count)
+        inside = (around >= 0) & (
+            self.stream[around.clamp(min=0)] == self.stream[places.clamp(min=0)][:, None]
+        )
+        return around.clamp(min=0), inside
+
+    def states(self, places: Tensor, count: int) -> Tensor:
+        """Inputs t .. t - count + 1 beside each other: [n, count * C]; zeros before a stream's start."""
+        around, inside = self.before(places, count)
+        return (self.inputs(around) * inside[..., None]).flatten(1)
+
+    def values(self, ids: Tensor) -> Tensor:
+        """Stored values of ids [n]: [n, C]."""
+        return BankMemory.unit_rms(self.embedding[ids])
+
+    def contexts(self, memory: BankMemory, places: Tensor) -> Tensor:
+        """What position t asks for, and the token after t is stored under: unit [n, K]."""
+        around, inside = self.before(places, TOKEN_TAPS + 1)
+        words = (self.values(self.ids[around]) * inside[..., None]).flatten(1)
+        projected = memory._project(self.states(places, STATE_TAPS), words)
+        return headwise_unit(projected, memory.head_weight)
+
+    def episode(
+        self, count: int, rng: random.Random, *, asked: Sequence[Asked] = (), near: float = 0.3
+    ) -> Episode:
+        """``count`` facts. ``asked``: these questions are among them (or, with version -1, are not); without,
+        all facts are asked for, a quarter of them corrected ones. ``near``: share that resembles another."""
+        chosen = list(asked) or self._questions(count, rng)
+        banned = {self.facts[a.fact].key for a in chosen if a.version < 0}
+        facts: dict[tuple[str, str, str], int] = {}
+        questions: list[Asked] = []
+        for a in chosen:
+            key = self.facts[a.fact].key
+            if a.version >= 0 and a.fact in self.told and key not in facts and key not in banned:
+                facts[key] = a.fact
+                questions.append(a)
+        numbers = list(self.told)
+        for _ in range(5 * count):
+            if len(facts) >= count:
+                break
+            pick = rng.choice(numbers)
+            if facts and rng.random() < near:
+                pick = rng.choice(self.same[rng.choice(self._shared(rng.choice(list(facts.values()))))])
+            if self.facts[pick].key not in banned:
+                facts.setdefault(self.facts[pick].key, pick)
+        timed: list[tuple[float, Told]] = []
+        for number in facts.values():
+            tellings = sorted(self.told[number], key=lambda t: t.version)
+            timed += zip(sorted(rng.random() for _ in tellings), tellings, strict=True)
+        told = [t for _, t in sorted(timed, key=lambda pair: pair[0])]
+        return Episode(told, questions, self._strangers(facts, rng))
+
+    def _questions(self, count: int, rng: random.Random) -> list[Asked]:
+        fixed = rng.sample(self.corrected, min(len(self.corrected), count // 4))
+        return (fixed + rng.sample(self.known, min(len(self.known), count)))[:count]
+
+    def _strangers(self, facts: dict[tuple[str, str, str], int], rng: random.Random) -> list[Asked]:
+        found = []
+        for _ in range(32):
+            shared = self._shared(rng.choice(list(facts.values())))
+            pick = rng.choice(self.same[rng.choice(shared)] if rng.random() < 0.7 else list(self.told))
+            if self.facts[pick].key not in facts and pick in self.question:
+                found.append(self.question[pick])
+        return found
+
+
+def value_places(told: Sequence[Told]) -> Tensor:
+    """The places of all value tokens in order of telling: [n]."""
+    return torch.cat([torch.arange(t.start, t.start + t.count) for t in told])

@@ -1,0 +1,179 @@
+"""Training a tiny bank memory on made-up conversations: it learns, and resumes exactly."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from infinichat.corpus.conversations import OTHER, VALUE, StreamMaker
+from infinichat.corpus.facts import FactMaker
+from infinichat.corpus.filler import Filler
+from infinichat.engine.byte_tokenizer import ByteTokenizer
+from infinichat.errors import UsageError
+from infinichat.model.bank_memory import BankMemory
+from infinichat.model.configuration_infini import InfiniConfig
+from infinichat.model.modeling_infini import InfiniForCausalLM
+from infinichat.training.cache import Shard, draw_streams, prepare, read_shard, shard_files
+from infinichat.training.loop import Plan, run_stage
+from infinichat.training.plain import decode, lower, offsets_of
+from infinichat.training.pool import Pool
+from infinichat.training.stages import GateStage, KeysStage, RecallStage
+
+LAYER = 1
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """A folder with two short dialogues and a book."""
+    folder = tmp_path / "text"
+    folder.mkdir()
+    said = [{"role": "user", "content": "How are you?"}, {"role": "assistant", "content": "Well."}]
+    (folder / "talk.jsonl").write_text((json.dumps({"messages": said}) + "\n") * 30)
+    for name in ("one.txt", "two.txt", "three.txt"):
+        (folder / name).write_text("The rain came down on the old town and nobody went out. " * 40)
+    return folder
+
+
+@pytest.fixture
+def model() -> InfiniForCausalLM:
+    torch.manual_seed(0)
+    config = InfiniConfig(
+        vocab_size=ByteTokenizer().vocab_size,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+        window=64,
+        segment=32,
+        memory="bank",
+        memory_layers=[LAYER],
+        memory_trained=True,
+        memory_key_dim=8,
+        memory_slots=64,
+    )
+    return InfiniForCausalLM(config).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def cached(text: Path, model: InfiniForCausalLM, tmp_path: Path) -> Shard:
+    tokenizer, filler = offsets_of(ByteTokenizer()), Filler(text)
+    folder = tmp_path / "cache"
+    run = lower(model, LAYER)
+    list(prepare(folder, "train", run, tokenizer, filler, shards=1, tokens=9000, seed=0))
+    return read_shard(shard_files(folder, "train")[0])
+
+
+def memory_of(model: InfiniForCausalLM) -> BankMemory:
+    memory = model.model.layers[LAYER].memory
+    assert isinstance(memory, BankMemory)
+    return memory
+
+
+def test_offsets_cover_the_text_and_control_tokens_are_themselves() -> None:
+    tokenizer = ByteTokenizer()
+    text = "<|im_start|>user\nÄpfel kosten 3 €.<|im_end|>\n"
+    coded = offsets_of(tokenizer)(text)
+    assert coded["input_ids"][0] == tokenizer.control_id("<|im_start|>")
+    assert coded["offset_mapping"][0] == (0, len("<|im_start|>"))
+    assert coded["offset_mapping"][-1][1] == len(text)
+
+
+def test_value_labels_are_exactly_the_told_values(text: Path) -> None:
+    tokenizer = ByteTokenizer()
+    maker = StreamMaker(FactMaker("train"), Filler(text), offsets_of(tokenizer), random.Random(1))
+    for _, stream in draw_streams(maker, 9000):
+        for told in stream.told:
+            ids = stream.ids[told.start : told.start + told.count]
+            assert tokenizer.decode(ids).strip() == maker.facts[told.fact][told.version].value
+        marked = sum(told.count for told in stream.told)
+        assert sum(label == VALUE for label in stream.labels) == marked
+        assert OTHER in stream.labels
+
+
+def test_plain_layers_equal_the_model_with_an_empty_memory(model: InfiniForCausalLM) -> None:
+    ids = torch.randint(0, 200, (2, 20))
+    h = decode(model, model.model.embed_tokens(ids), first=0, last=3)
+    with torch.no_grad():
+        expected = model(ids).logits
+    torch.testing.assert_close(model.lm_head(model.model.norm(h)), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_preparing_again_writes_only_what_is_missing(
+    text: Path, model: InfiniForCausalLM, tmp_path: Path
+) -> None:
+    arguments = ("train", lower(model, LAYER), offsets_of(ByteTokenizer()), Filler(text))
+    first = list(prepare(tmp_path / "c", *arguments, shards=2, tokens=3000, seed=0))
+    before = read_shard(first[1])
+    first[1].unlink()
+    again = list(prepare(tmp_path / "c", *arguments, shards=2, tokens=3000, seed=0))
+    assert again == [first[1]]
+    after = read_shard(again[0])
+    assert torch.equal(before.hidden, after.hidden)
+    assert before.told == after.told
+
+
+def test_each_stage_lowers_its_loss(model: InfiniForCausalLM, cached: Shard, tmp_path: Path) -> None:
+    memory, pool = memory_of(model), Pool([cached], model, LAYER)
+    memory.alpha.data.fill_(1.0)
+    stages = (
+        KeysStage(memory, pool),
+        GateStage(memory, pool),
+        RecallStage(memory, pool, model, layer=LAYER, streams=2, longest=700),
+    )
+    for stage in stages:
+        losses: list[float] = []
+        run_stage(
+            stage,
+            memory,
+            tmp_path / "run",
+            Plan(30),
+            on_step=lambda _, n, kept=losses: kept.append(n["loss"]),
+        )
+        assert sum(losses[-8:]) < sum(losses[:8]), stage.name
+
+
+def test_a_stopped_run_goes_on_exactly(model: InfiniForCausalLM, cached: Shard, tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def train(out: Path, stop: int | None) -> dict[str, torch.Tensor]:
+        torch.manual_seed(5)
+        memory = BankMemory(model.config)
+        stage = KeysStage(memory, Pool([cached], model, LAYER))
+
+        def halt(step: int, _: dict[str, float]) -> None:
+            if step == stop:
+                raise Stop
+
+        run_stage(stage, memory, out, Plan(8, save_every=4), on_step=halt)
+        return {name: p.detach().clone() for name, p in memory.named_parameters()}
+
+    whole = train(tmp_path / "a", None)
+    with pytest.raises(Stop):
+        train(tmp_path / "b", 6)
+    resumed = train(tmp_path / "b", None)
+    assert all(torch.equal(whole[name], resumed[name]) for name in ("context", "beta", "null"))
+
+
+def test_an_episode_never_holds_what_its_strangers_ask(model: InfiniForCausalLM, cached: Shard) -> None:
+    pool = Pool([cached], model, LAYER)
+    for seed in range(10):
+        episode = pool.episode(12, random.Random(seed))
+        told = {pool.facts[t.fact].key for t in episode.told}
+        assert all(pool.facts[a.fact].key in told for a in episode.asked)
+        assert not any(pool.facts[a.fact].key in told for a in episode.strangers)
+
+
+def test_a_cache_without_facts_is_refused(model: InfiniForCausalLM, cached: Shard) -> None:
+    empty = Shard(cached.hidden, cached.ids, cached.labels, cached.streams, [], [], [])
+    memory = memory_of(model)
+    assert isinstance(memory, nn.Module)
+    with pytest.raises(UsageError, match="prepare more"):
+        KeysStage(memory, Pool([empty], model, LAYER))
