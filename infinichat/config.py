@@ -57,7 +57,7 @@ class EngineSettings:
 class UiSettings:
     """The app. With ``enter_sends`` false, Enter is a new line and Ctrl+J sends."""
 
-    theme: str = "textual-dark"
+    theme: str = "infinichat"
     enter_sends: bool = True
 
 
