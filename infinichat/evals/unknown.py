@@ -1,0 +1,60 @@
+"""``unknown``: what was never told must be admitted, and what was told must not be refused.
+
+Half of the questions are about things nobody mentioned, every second of them about a person of whom something
+else was told. The other half ask for facts that were told: there, right means "did not refuse" (whether the
+value is right is what ``facts`` counts).
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from infinichat.corpus.facts import NOT_TOLD, FactMaker, Side
+from infinichat.evals.asking import Asked, Script, admits, plan, play
+from infinichat.evals.bench import Bench
+from infinichat.evals.filler import FillerText
+from infinichat.evals.task import Options, Report, Tally, per_conversation
+from infinichat.evals.telling import as_messages, distinct_facts, strangers
+
+
+def script(rng: random.Random, *, side: Side, count: int) -> Script:
+    """``count`` facts told; as many questions about others, and one about each of them."""
+    maker = FactMaker(side)
+    facts = distinct_facts(maker, count, rng)
+    told = as_messages([maker.tell(rng, fact) for fact in facts], rng)
+    asked = [
+        Asked(maker.ask(rng, fact).ask, admits, NOT_TOLD, "never told")
+        for fact in strangers(maker, facts, count, rng)
+    ]
+    asked += [Asked(maker.ask(rng, fact).ask, speaks, fact.value, "told, not refused") for fact in facts]
+    return Script(told, tuple(asked), facts=count)
+
+
+def speaks(answer: str) -> bool:
+    """Whether an answer does not refuse."""
+    return not admits(answer)
+
+
+def measure(bench: Bench, options: Options, transcript: list[dict[str, Any]] | None = None) -> Report:
+    """Cells by number of facts, length, memory, side, and whether the thing was told."""
+    filler, tally = FillerText(options.filler), Tally()
+    for count in options.facts:
+        for side in options.sides:
+            for kind in options.kinds:
+
+                def make(rng: random.Random, side: Side = side, count: int = count) -> Script:
+                    return script(rng, side=side, count=count)
+
+                wanted = plan(
+                    bench,
+                    options,
+                    filler,
+                    make,
+                    kind=kind,
+                    conversations=per_conversation(options.samples, count),
+                    seed=f"{options.seed}/unknown/{count}/{side}/{kind}",
+                    label={"side": side, "filler": kind},
+                )
+                play(bench, wanted, tally, transcript)
+    return Report("unknown", bench.engine.info.name, options.seed, tally.cells(), list(filler.notes))

@@ -1,0 +1,83 @@
+"""``updates``: facts told and later corrected, once or twice; the newest value must come back, no older
+one."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+from infinichat.corpus.facts import Fact, FactMaker, Side
+from infinichat.errors import UsageError
+from infinichat.evals.asking import Asked, Script, plan, play, says
+from infinichat.evals.bench import Bench
+from infinichat.evals.filler import FillerText
+from infinichat.evals.task import Options, Report, Tally, per_conversation
+from infinichat.evals.telling import as_messages, distinct_facts
+
+TRIES = 50
+
+
+def script(rng: random.Random, *, side: Side, count: int) -> Script:
+    """``count`` facts; half of them corrected once, half twice, in later messages."""
+    maker = FactMaker(side)
+    versions = [[fact] for fact in distinct_facts(maker, count, rng)]
+    told = as_messages([maker.tell(rng, known[0]) for known in versions], rng)
+    for round_number in (1, 2):
+        chosen = [known for at, known in enumerate(versions) if round_number == 1 or at % 2]
+        rng.shuffle(chosen)
+        sentences = []
+        for known in chosen:
+            old = known[-1]
+            known.append(corrected(maker, known, rng))
+            sentences.append(maker.tell(rng, known[-1], old=old))
+        told += as_messages(sentences, rng)
+    asked = [_asked(maker, known, rng) for known in versions]
+    rng.shuffle(asked)
+    return Script(told, tuple(asked), facts=count)
+
+
+def corrected(maker: FactMaker, known: list[Fact], rng: random.Random) -> Fact:
+    """A newer version whose value is none of the older ones, nor contained in them or the other way round.
+
+    Some kinds have two values on a side (seasons); after some tries those that were trained on are allowed.
+    """
+    for draw in (maker, FactMaker("train")):
+        for _ in range(TRIES):
+            value = draw.value(rng, known[0].kind)
+            if not any(value in old.value or old.value in value for old in known):
+                return replace(known[0], value=value)
+    raise UsageError(
+        f"there are not enough different values of kind '{known[0].kind}' to correct a fact twice"
+    )
+
+
+def _asked(maker: FactMaker, known: list[Fact], rng: random.Random) -> Asked:
+    newest = known[-1]
+    older = [fact.value for fact in known[:-1]]
+    kind = "corrected once" if len(known) == 2 else "corrected twice"
+    return Asked(maker.ask(rng, newest).ask, says(newest.value, never=older), newest.value, kind)
+
+
+def measure(bench: Bench, options: Options, transcript: list[dict[str, Any]] | None = None) -> Report:
+    """Cells by number of facts, length, memory, side, and how often a fact was corrected."""
+    filler, tally = FillerText(options.filler), Tally()
+    for count in options.facts:
+        for side in options.sides:
+            for kind in options.kinds:
+
+                def make(rng: random.Random, side: Side = side, count: int = count) -> Script:
+                    return script(rng, side=side, count=count)
+
+                wanted = plan(
+                    bench,
+                    options,
+                    filler,
+                    make,
+                    kind=kind,
+                    conversations=per_conversation(options.samples, count),
+                    seed=f"{options.seed}/updates/{count}/{side}/{kind}",
+                    label={"side": side, "filler": kind},
+                )
+                play(bench, wanted, tally, transcript)
+    return Report("updates", bench.engine.info.name, options.seed, tally.cells(), list(filler.notes))

@@ -1,0 +1,162 @@
+"""Every measure runs on a tiny model, asks what it says it asks, and counts all of it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from infinichat.evals import chat, facts, gates, needle, passkey, perplexity, two_step, unknown, updates
+from infinichat.evals.bench import Bench
+from infinichat.evals.task import Options, Report
+
+from .conftest import MakeEngine
+
+SMALL = Options(
+    lengths=(160, 200), depths=(0.0, 1.0), facts=(2,), samples=2, memory=("on", "off"), max_tokens=1
+)
+
+
+@pytest.fixture
+def bench(make_engine: MakeEngine) -> Bench:
+    """Segments of 64 tokens: a token is a byte here, and long messages go in few pieces."""
+    return Bench.of(make_engine(window=64, segment=64))
+
+
+@pytest.mark.parametrize(
+    ("measure", "cells", "asked"),
+    [
+        (facts.measure, 2 * 2 * 2, 2),
+        (updates.measure, 2 * 2 * 2 * 2, 1),
+        (unknown.measure, 2 * 2 * 2 * 2, 2),
+        (two_step.measure, 2 * 2 * 2, 2),
+    ],
+)
+def test_a_measure_asks_at_each_length_on_each_side_under_each_condition(
+    bench: Bench, measure: Callable[..., Report], cells: int, asked: int
+) -> None:
+    report = measure(bench, SMALL)
+    assert len(report.cells) == cells
+    assert {cell.n for cell in report.cells} == {asked}
+    assert {cell.facts for cell in report.cells} == {2}
+
+
+def test_passkey_is_measured_plain_and_in_a_chat_at_each_depth(bench: Bench) -> None:
+    report = passkey.measure(bench, Options(**{**_as(SMALL), "samples": 1}))
+    found = {(c.extra["form"], c.depth, c.length, c.memory) for c in report.cells}
+    assert len(found) == 2 * 2 * 2 * 2 == len(report.cells)
+
+
+def test_a_needle_is_in_the_book_and_its_distance_beyond_the_window(bench: Bench, folder: Path) -> None:
+    report = needle.measure(bench, Options(**{**_as(SMALL), "samples": 1, "filler": folder}))
+    assert {(c.length, c.extra["side"]) for c in report.cells} == {
+        (length, side) for length in (160, 200) for side in ("seen", "held_out")
+    }
+
+
+def _as(options: Options) -> dict[str, object]:
+    return {name: getattr(options, name) for name in Options.__slots__}
+
+
+def test_all_facts_of_a_script_are_different_and_told(bench: Bench) -> None:
+    script = facts.script(random.Random(1), side="seen", count=64, questions=10)
+    said = " ".join(message.content for message in script.told)
+    assert all(asked.expected in said for asked in script.asked)
+    assert len({asked.text for asked in script.asked}) == 10
+    assert all(asked.right(f"It is {asked.expected}.") for asked in script.asked)
+
+
+def test_the_newest_value_is_told_last_and_an_older_one_is_wrong() -> None:
+    script = updates.script(random.Random(1), side="seen", count=16)
+    messages = [message.content for message in script.told if message.role == "user"]
+    assert {asked.kind for asked in script.asked} == {"corrected once", "corrected twice"}
+    for asked in script.asked:
+        assert asked.right(f"It is {asked.expected}.")
+        assert any(asked.expected in message for message in messages[8:])
+    first = facts.script(random.Random(1), side="seen", count=16, questions=16)
+    assert first.told[0].content == messages[0]
+
+
+def test_what_is_asked_as_never_told_was_not_told() -> None:
+    script = unknown.script(random.Random(1), side="seen", count=32)
+    never = [asked for asked in script.asked if asked.kind == "never told"]
+    told = [asked for asked in script.asked if asked.kind == "told, not refused"]
+    assert len(never) == len(told) == 32
+    assert all(asked.right("It is something you have not told me.") for asked in never)
+    assert not any(asked.right("It is something you have not told me.") for asked in told)
+
+
+def test_the_two_steps_are_told_apart_and_only_together_answer() -> None:
+    script = two_step.script(random.Random(1), side="seen", count=16)
+    assert len(script.asked) == 8
+    for asked in script.asked:
+        holding = [m.content for m in script.told if m.role == "user" and asked.expected in m.content]
+        assert holding
+
+
+def test_perplexity_covers_every_token_once(bench: Bench, folder: Path) -> None:
+    options = Options(**{**_as(SMALL), "lengths": (1100,), "samples": 1, "filler": folder})
+    report = perplexity.measure(bench, options)
+    assert [(c.extra["model"], c.length, c.n) for c in report.cells] == [
+        ("memory on", 1024, 1023),
+        ("memory on", 1100, 76),
+        ("memory off", 1024, 1023),
+        ("memory off", 1100, 76),
+        ("base, full attention", 1024, 1023),
+        ("base, full attention", 1100, 76),
+    ]
+
+
+def test_streamed_losses_are_the_models_own(bench: Bench) -> None:
+    ids = list(range(1, 60))
+    model = bench.engine.model
+    found = perplexity.streamed_losses(model, model.model.new_cache(), ids)
+    whole = torch.tensor([ids])
+    assert float(found.mean()) == pytest.approx(float(model(whole, labels=whole).loss), rel=1e-4)
+
+
+def test_full_attention_sees_all_and_leaves_the_model_as_it_was(
+    bench: Bench, make_engine: MakeEngine
+) -> None:
+    model = bench.engine.model
+    ids = list(range(1, 100))
+    full = perplexity.full_losses(model, ids)
+    assert model.config.window == 64
+    wide = make_engine(window=128, memory_trained=False)
+    for name, parameter in wide.model.named_parameters():
+        parameter.data.copy_(model.get_parameter(name).data)
+    expected = perplexity.streamed_losses(wide.model, wide.new_state(), ids)
+    assert torch.equal(full, expected)
+
+
+def test_chat_compares_the_same_tokens_with_a_dirty_memory_and_without(
+    make_engine: MakeEngine,
+) -> None:
+    report = chat.measure(Bench.of(make_engine(window=512, segment=64)), SMALL)
+    assert [cell.memory for cell in report.cells] == ["on", "off"]
+    assert report.cells[0].n == report.cells[1].n > 0
+    assert report.cells[0].extra["loss"] != report.cells[1].extra["loss"]
+
+
+def test_gates_find_the_tokens_of_a_value(bench: Bench) -> None:
+    text = "Clara's code is 482."
+    ids = bench.format.encode_user(text, first=True).ids
+    at = text.index("482")
+    places = gates.value_tokens(bench, ids, text, [(at, at + 3)])
+    assert bench.engine.tokenizer.decode([ids[place] for place in sorted(places)]) == "482"
+
+
+def test_gates_count_what_is_written(bench: Bench) -> None:
+    report = gates.measure(bench, SMALL)
+    kinds = [cell.extra["tokens"] for cell in report.cells]
+    assert kinds[-2:] == ["dialogues", "books"]
+    assert "values of facts, seen" in kinds
+    assert report.data["bars"]["share of tokens written"]
+
+
+def test_gates_of_the_papers_memory_are_its_heads(make_engine: MakeEngine) -> None:
+    report = gates.measure(Bench.of(make_engine(memory="linear")), SMALL)
+    assert len(report.data["bars"]["mixing gates of layer 1"]) == 4
