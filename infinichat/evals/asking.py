@@ -235,7 +235,7 @@ def says(value: str, *, never: Sequence[str] = ()) -> Judge:
     """Right is an answer that holds ``value`` as whole words, in any case, and none of ``never``."""
 
     def holds(answer: str, text: str) -> bool:
-        return re.search(rf"(?<!\w){re.escape(text)}(?!\w)", answer, re.IGNORECASE) is not None
+        return re.search(rf"(?<![\w-]){re.escape(text)}(?![\w-]|\.\w)", answer, re.IGNORECASE) is not None
 
     return lambda answer: holds(answer, value) and not any(holds(answer, other) for other in never)
 

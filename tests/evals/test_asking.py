@@ -145,6 +145,8 @@ def test_case_and_punctuation_do_not_matter() -> None:
     assert says("The Last Castle")("it's the last castle!")
     assert says("AB-12")("It is AB-12.")
     assert not says("Ann")("Anna")
+    assert not says("Asus")("Your brand is asus.com.")
+    assert not says("12")("It is 12-34.")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from infinichat.evals.task import Cell, Report
 
 from .conftest import MakeEngine
 
+ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--lengths", "64", "--memory", "on", "--sides", "seen")
 
 
@@ -102,3 +105,15 @@ def test_every_kind_of_report_is_drawn(tmp_path: Path, kind: str) -> None:
     file = tmp_path / "plot.png"
     plots.draw(Report("task", "tiny", 0, cells, data=data), file)
     assert file.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_help_imports_no_torch() -> None:
+    script = (
+        "import sys\nfrom infinichat.cli.main import main\ntry:\n    main(['eval', '--help'])\n"
+        "except SystemExit:\n    pass\nprint('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.splitlines()[-1] == "False"
+    assert "passkey" in done.stdout
