@@ -32,6 +32,7 @@ from infinichat.ui.history import PromptHistory
 from infinichat.ui.palette import DARK, LIGHT
 from infinichat.ui.screens.chat import ChatScreen
 from infinichat.ui.services import Services
+from infinichat.ui.terminal_keys import teach_alt_enter
 from infinichat.ui.worker import LoadEngine, Progress, SessionWorker
 
 if TYPE_CHECKING:
@@ -160,6 +161,7 @@ def run_app(
             )
             # Python's own 5 ms is how long a key may wait each time the model's thread has the interpreter.
             sys.setswitchinterval(0.001)
+            teach_alt_enter()
             try:
                 app.run()
             finally:

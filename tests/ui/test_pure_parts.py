@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from textual import events
 
 from infinichat.errors import InfiniChatError, UsageError
 from infinichat.messages import LayerMemory, MemoryReport, PrefillProgress
@@ -19,6 +20,7 @@ from infinichat.ui.history import KEEP, PromptHistory
 from infinichat.ui.plain_text import one_line, visible
 from infinichat.ui.screens.chat_commands import ChatCommands
 from infinichat.ui.screens.memory import describe, honest
+from infinichat.ui.terminal_keys import teach_alt_enter
 from infinichat.ui.widgets.activity import describe as describe_progress
 from infinichat.ui.widgets.entry import fences
 from infinichat.ui.widgets.status import Status, line
@@ -204,6 +206,25 @@ def test_paths_complete_with_folders_first_and_blanks_quoted(
     assert candidates("/read x ", {})[0].text == "/read x books/"
     assert [c.text for c in candidates('/read "b o', {})] == ['/read "b one.txt"']
     assert candidates("/read nowhere/x", {}) == []
+
+
+# -- keys
+
+
+@pytest.mark.parametrize("sequence", ["\x1b\r", "\x1b\n", "\x1b[13;3u"])
+def test_alt_enter_is_understood_from_every_terminal(sequence: str) -> None:
+    from textual._xterm_parser import XTermParser
+
+    teach_alt_enter()
+    keys = [event.key for event in XTermParser().feed(sequence) if isinstance(event, events.Key)]
+    assert keys == ["alt+enter"]
+
+
+def test_enter_alone_stays_enter() -> None:
+    from textual._xterm_parser import XTermParser
+
+    teach_alt_enter()
+    assert [event.key for event in XTermParser().feed("\r") if isinstance(event, events.Key)] == ["enter"]
 
 
 # -- documents

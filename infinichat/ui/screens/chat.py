@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from infinichat.ui.worker import SessionWorker
 
 RSS_EVERY_S = 2.0
+KEPT_REPORTS = 100  # the memory screen draws the last few dozen
 
 
 class ChatScreen(Screen[None]):
@@ -160,8 +161,8 @@ class ChatScreen(Screen[None]):
 
     def pace(self) -> float:
         """Seconds between two paints of an answer that streams. Each one lays the screen out again, 15 to 40
-        ms in which a key would wait; at 0.6 s fewer than one key in twenty does while someone types."""
-        return 0.6 if self.prompt.idle_s < 0.3 else 0.05
+        ms in which a key would wait; at 0.8 s fewer than one key in twenty does while someone types."""
+        return 0.8 if self.prompt.idle_s < 0.3 else 0.05
 
     def _measure_rss(self) -> None:
         self.status.set(rss=self.services.rss())
@@ -295,7 +296,7 @@ class ChatScreen(Screen[None]):
         if event.session_id != self.session_id:
             return
         report = self.report = event.report
-        self.reports.append(report)
+        self.reports = [*self.reports[-KEPT_REPORTS:], report]
         layers = report.layers
         self.status.set(
             tokens_seen=report.tokens_seen,

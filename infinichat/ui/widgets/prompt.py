@@ -23,7 +23,8 @@ from infinichat.ui.plain_text import visible
 LARGEST = 10
 """Rows that the prompt grows to; more text scrolls inside."""
 
-_NEWLINE_KEYS = {"shift+enter", "ctrl+j", "alt+enter", "ctrl+enter"}
+# The last three are what xterm's and tmux's extended keys look like to Textual.
+_NEWLINE_KEYS = {"shift+enter", "ctrl+j", "alt+enter", "ctrl+enter", "shift+\r", "alt+\r", "ctrl+\r"}
 
 
 class Prompt(TextArea):
