@@ -42,13 +42,15 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """``told`` are messages; ``inside`` is text for the middle of an open document (or for no chat at all);
+    """``told`` are messages; ``inside`` is text for the middle of an open document (or for no chat at all),
+    ``spread`` are sentences for all over it;
     then the questions. ``facts`` is how many were told."""
 
     told: tuple[Utterance, ...]
     asked: tuple[Asked, ...]
     facts: int | None = None
     inside: str = ""
+    spread: tuple[str, ...] = ()
 
 
 MakeScript = Callable[[random.Random], Script]
@@ -153,9 +155,12 @@ def _moments(
         least = least_tail(bench.engine.model)
         before = max(plan.begin, round((plan.depth or 0) * (length - least)))
         _feed(line, stretch.take(line, before))
-        start = line.tokens
         _tell(line, script)
-        rest = [max(least, length - start)]
+        gap = max(0, length - least - line.tokens) // max(1, len(script.spread))
+        for sentence in script.spread:
+            line.feed(line.raw(f"\n\n{sentence}\n\n"))
+            _feed(line, stretch.take(line, gap))
+        rest = [max(least, length - line.tokens)]
         for _, use, conversation, _ in _at_lengths(plan, line, script, stretch, rest, donor):
             yield length, use, conversation, script
 
@@ -204,7 +209,9 @@ def _donor(bench: Bench, plan: Plan) -> Conversation:
     """Another conversation, in which other things were told and have left the window."""
     rng = random.Random(f"{plan.seed}/donor")
     line = _opened(bench, plan)
-    _tell(line, plan.make(rng))
+    script = plan.make(rng)
+    _tell(line, script)
+    line.feed(line.raw(" ".join(script.spread)) if script.spread else [])
     _feed(line, plan.stretch(rng).take(line, least_tail(bench.engine.model)))
     return line
 

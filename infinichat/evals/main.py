@@ -26,6 +26,7 @@ TASKS: dict[str, str] = {
     "chat": "held-out answers' loss with a memory full of other things",
     "needle": "a sentence in the middle of a held-out book",
     "two-step": "a question that needs two facts",
+    "babilong": "stories of bAbI's first five kinds, spread over a held-out book",
     "gates": "what the write gate learned to write",
 }
 MODULES = {"two-step": "two_step"}

@@ -9,7 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from infinichat.evals import chat, facts, gates, needle, passkey, perplexity, two_step, unknown, updates
+from infinichat.evals import (
+    babilong,
+    chat,
+    facts,
+    gates,
+    needle,
+    passkey,
+    perplexity,
+    two_step,
+    unknown,
+    updates,
+)
 from infinichat.evals.bench import Bench
 from infinichat.evals.task import Options, Report
 
@@ -160,3 +171,25 @@ def test_gates_count_what_is_written(bench: Bench) -> None:
 def test_gates_of_the_papers_memory_are_its_heads(make_engine: MakeEngine) -> None:
     report = gates.measure(Bench.of(make_engine(memory="linear")), SMALL)
     assert len(report.data["bars"]["mixing gates of layer 1"]) == 4
+
+
+def test_a_story_is_spread_over_the_book_and_ends_beyond_the_window(bench: Bench, folder: Path) -> None:
+    options = Options(**{**_as(SMALL), "samples": 1, "memory": ("on",), "filler": folder})
+    report = babilong.measure(bench, options)
+    assert {(c.extra["qa"], c.length, c.n) for c in report.cells} == {
+        (number, length, 1) for number in range(1, 6) for length in (160, 200)
+    }
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
+def test_a_story_answers_its_question(number: int) -> None:
+    for seed in range(20):
+        script = babilong.script(random.Random(seed), number)
+        assert any(script.asked[0].right(sentence) for sentence in script.spread)
+
+
+def test_the_last_move_counts() -> None:
+    for seed in range(20):
+        told, question, answer = babilong.one_fact(random.Random(seed))
+        name = question.removeprefix("Where is ").removesuffix("?")
+        assert answer in [sentence for sentence in told if sentence.startswith(name)][-1]
