@@ -9,6 +9,7 @@ returns to the prompt.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
@@ -247,46 +248,54 @@ class Turns:
         transcript.settled(live, event.message)
 
     async def done(self, ticket: int, tip: str | None) -> None:
-        turn = self._over(ticket)
-        if turn is not None and turn.session_id == self._screen.session_id:
-            await self.agree(tip)
+        with self._ending(ticket) as turn:
+            if turn is not None:
+                await self.agree(tip, over=turn)
 
     async def failed(self, ticket: int, error: Exception, tip: str | None) -> None:
-        turn = self._over(ticket)
-        if turn is None or turn.session_id != self._screen.session_id:
-            return
-        await self.agree(tip)
-        if isinstance(error, CancelledError):
-            return
-        if turn.text:
-            # Sent again as it is, it is answered and not said twice.
-            self._screen.give_back(turn.text)
-        await self._screen.transcript.note(Note(sentence(error), kind="error"))
+        with self._ending(ticket) as turn:
+            if turn is None:
+                return
+            await self.agree(tip, over=turn)
+            if isinstance(error, CancelledError):
+                return
+            if turn.text:
+                # Sent again as it is, it is answered and not said twice.
+                self._screen.give_back(turn.text)
+            await self._screen.transcript.note(Note(sentence(error), kind="error"))
 
     async def dropped(self, ticket: int) -> None:
-        turn = self._over(ticket)
-        if turn is None or turn.session_id != self._screen.session_id:
-            return
-        if turn.text:
-            self._screen.give_back(turn.text)
-        if turn.user is not None:
-            await self._screen.transcript.discard(turn.user)
-        if turn.kind == "edit":
-            await self.agree(self._tip)
+        with self._ending(ticket) as turn:
+            if turn is None:
+                return
+            if turn.text:
+                self._screen.give_back(turn.text)
+            if turn.user is not None:
+                await self._screen.transcript.discard(turn.user)
+            if turn.kind == "edit":
+                await self.agree(self._tip, over=turn)
 
-    def _over(self, ticket: int) -> Turn | None:
+    @contextmanager
+    def _ending(self, ticket: int) -> Iterator[Turn | None]:
+        """The turn, when it is one of the session on the screen; over once the screen shows how it ended."""
+        turn = self._turns.get(ticket)
+        try:
+            yield turn if turn is not None and turn.session_id == self._screen.session_id else None
+        finally:
+            self._over(ticket)
+
+    def _over(self, ticket: int) -> None:
         turn = self._turns.pop(ticket, None)
         if turn is not None and turn is self._running:
             self._running = None
             self._screen.activity.done()
         self._screen.refresh_bindings()
-        return turn
 
-    async def agree(self, tip: str | None) -> None:
+    async def agree(self, tip: str | None, *, over: Turn | None = None) -> None:
         """Make the screen equal to the transcript that ends at ``tip``, keeping the entries of turns that
         wait. (``None`` after the work of no session: what is on the screen is right.)"""
         self._tip = tip = tip or self._tip
-        waiting = [turn.user for turn in self._turns.values() if turn.user is not None]
+        waiting = [turn.user for turn in self._turns.values() if turn.user is not None and turn is not over]
         await self._screen.transcript.sync(tip, keep=waiting)
         self._screen.refresh_session()
 
