@@ -72,7 +72,8 @@ class _Model(ctypes.Structure):
         ("scores", ctypes.c_void_p),
         ("scales", ctypes.c_void_p),
         ("sums", ctypes.c_void_p),
-        ("steps", ctypes.c_void_p),
+        ("coarse", ctypes.c_void_p),
+        ("fine", ctypes.c_void_p),
     )
 
 
@@ -206,7 +207,8 @@ class NativeStep:
             scores=self._pointer(torch.zeros(config.window + config.sinks)),
             scales=self._pointer(torch.zeros(widest // GROUP + 1)),
             sums=self._pointer(torch.zeros(widest // GROUP + 1)),
-            steps=self._pointer(torch.zeros(widest, dtype=torch.int8)),
+            coarse=self._pointer(torch.zeros(widest, dtype=torch.int8)),
+            fine=self._pointer(torch.zeros(widest, dtype=torch.int8)),
         )
 
     def _layer(self, layer: InfiniDecoderLayer) -> _Layer:

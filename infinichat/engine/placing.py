@@ -69,7 +69,9 @@ def _steps(
         if library is not None:
             format: WeightFormat = "int8" if settings.dtype == "int8" else "int4"
             steps["native"] = NativeStep(model, library, format=format)
-    if plan.device == "cpu" and plan.step in ("", "plain") and PlainStep.fits(model):
+    # Also where the plan says "native" and the compiler has gone since.
+    wanted = plan.step != "native" or not steps
+    if plan.device == "cpu" and wanted and PlainStep.fits(model):
         steps["plain"] = PlainStep(model, format=plan.weights)
     return steps or {"module": ModuleStep(model)}
 

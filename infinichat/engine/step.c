@@ -11,9 +11,13 @@
  *   Q8   w = scale * (q - 128), q in 0..255  512 bytes of q, 16 scales (float16)
  *
  * Within a tile the bytes are in the order in which one instruction multiplies 16 rows by 4 columns. The input
- * is rounded to 8 bits with one scale for each 32 columns, so products are whole numbers and exact:
+ * becomes whole numbers with one scale for each 32 columns, x = s (coarse + fine / 254), 8 bits each, so that
+ * products are whole numbers and exact:
  *
- *   y_r = sum over groups of  scale_r s sum(q x) + zero_r sum(x)
+ *   y_r = sum over groups of  scale_r s sum(q (coarse + fine / 254)) + zero_r sum(x)
+ *
+ * Without the fine part perplexity was 0.3 % worse than with bfloat16 inputs; with it nothing is lost that could
+ * be measured, and as the weights are read once either way it costs little.
  */
 
 #include <math.h>
@@ -26,6 +30,7 @@
 #endif
 
 enum { F32 = 0, Q4 = 1, Q8 = 2 };
+#define FINE 254.0f
 enum { ROWS = 16, GROUP = 32, Q4_TILE = 320, Q8_TILE = 544 };
 
 typedef struct {
@@ -46,9 +51,9 @@ typedef struct {
     const float *norm;
     Matrix head;
     /* Scratch, in floats: x [max(hidden, heads * dim, inner)], y [max(qkv rows, 2 * inner)], scores [slots],
-     * sums and scales [x / 32 each]; steps in bytes [x]. */
+     * sums and scales [x / 32 each]; coarse and fine in bytes [x each]. */
     float *x, *y, *scores, *scales, *sums;
-    int8_t *steps;
+    int8_t *coarse, *fine;
 } Model;
 
 typedef struct {
@@ -104,79 +109,91 @@ static void norm(const float *h, const float *weight, int n, float eps, float *o
 
 /* ---- matrix times vector */
 
-static void round_input(const float *x, int n, int8_t *steps, float *scales, float *sums) {
+static void round_input(const float *x, int n, const Model *m) {
     for (int g = 0; g < n / GROUP; g++) {
         const float *in = x + g * GROUP;
+        int8_t *coarse = m->coarse + g * GROUP, *fine = m->fine + g * GROUP;
         float most = 0;
         for (int i = 0; i < GROUP; i++) {
             float size = fabsf(in[i]);
             most = size > most ? size : most;
         }
         float scale = most / 127.0f, inverse = most > 0 ? 127.0f / most : 0;
-        int32_t sum = 0;
+        int32_t coarse_sum = 0, fine_sum = 0;
         for (int i = 0; i < GROUP; i++) {
-            int32_t step = (int32_t)__builtin_rintf(in[i] * inverse);
-            steps[g * GROUP + i] = (int8_t)step;
-            sum += step;
+            float steps = in[i] * inverse, whole = __builtin_rintf(steps);
+            float rest = __builtin_rintf((steps - whole) * FINE);
+            coarse[i] = (int8_t)whole;
+            fine[i] = (int8_t)rest;
+            coarse_sum += (int32_t)whole;
+            fine_sum += (int32_t)rest;
         }
-        scales[g] = scale;
-        /* Of the rounded input: the steps of a group lie around 8, so with the exact sum the rounding of the
-         * input would weigh as much as if all weights were 8 steps larger. */
-        sums[g] = scale * (float)sum;
+        m->scales[g] = scale;
+        /* Of the rounded input: with the exact one, rounding would weigh as if all q were 8 larger. */
+        m->sums[g] = scale * ((float)coarse_sum + (float)fine_sum / FINE);
     }
 }
 
 #ifdef VNNI
 
-static void times_q4(const uint8_t *tile, int blocks, int groups, const int8_t *steps, const float *scales,
-                     const float *sums, float *y) {
+static inline __m512i four(const int8_t *x) {
+    int32_t columns;
+    memcpy(&columns, x, 4);
+    return _mm512_set1_epi32(columns);
+}
+
+static inline __m512 half_floats(const uint8_t *from) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from));
+}
+
+/* scale s (coarse + fine / 254) */
+static inline __m512 together(__m512i coarse, __m512i fine, __m512 scale, float s) {
+    __m512 dot = _mm512_fmadd_ps(_mm512_cvtepi32_ps(fine), _mm512_set1_ps(1 / FINE), _mm512_cvtepi32_ps(coarse));
+    return _mm512_mul_ps(dot, _mm512_mul_ps(scale, _mm512_set1_ps(s)));
+}
+
+static void times_q4(const Model *m, const uint8_t *tile, int blocks, int groups, float *y) {
     const __m512i low = _mm512_set1_epi8(15);
     for (int b = 0; b < blocks; b++) {
         __m512 total = _mm512_setzero_ps();
         for (int g = 0; g < groups; g++, tile += Q4_TILE) {
-            __m512i first = _mm512_setzero_si512(), second = _mm512_setzero_si512();
-            const int8_t *x = steps + g * GROUP;
+            const int8_t *coarse = m->coarse + g * GROUP, *fine = m->fine + g * GROUP;
+            __m512i c0 = _mm512_setzero_si512(), c1 = c0, f0 = c0, f1 = c0;
             for (int c = 0; c < 4; c++) {
-                int32_t even, odd;
-                memcpy(&even, x + 8 * c, 4);
-                memcpy(&odd, x + 8 * c + 4, 4);
-                __m512i q = _mm512_loadu_si512(tile + 64 * c);
-                first = _mm512_dpbusd_epi32(first, _mm512_and_si512(q, low), _mm512_set1_epi32(even));
-                q = _mm512_and_si512(_mm512_srli_epi16(q, 4), low);
-                second = _mm512_dpbusd_epi32(second, q, _mm512_set1_epi32(odd));
+                __m512i both = _mm512_loadu_si512(tile + 64 * c);
+                __m512i q = _mm512_and_si512(both, low);
+                c0 = _mm512_dpbusd_epi32(c0, q, four(coarse + 8 * c));
+                f0 = _mm512_dpbusd_epi32(f0, q, four(fine + 8 * c));
+                q = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
+                c1 = _mm512_dpbusd_epi32(c1, q, four(coarse + 8 * c + 4));
+                f1 = _mm512_dpbusd_epi32(f1, q, four(fine + 8 * c + 4));
             }
-            __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(tile + 256)));
-            __m512 zero = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(tile + 288)));
-            __m512 dot = _mm512_cvtepi32_ps(_mm512_add_epi32(first, second));
-            scale = _mm512_mul_ps(scale, _mm512_set1_ps(scales[g]));
-            total = _mm512_fmadd_ps(dot, scale, total);
-            total = _mm512_fmadd_ps(zero, _mm512_set1_ps(sums[g]), total);
+            __m512 dot = together(_mm512_add_epi32(c0, c1), _mm512_add_epi32(f0, f1), half_floats(tile + 256),
+                                  m->scales[g]);
+            total = _mm512_fmadd_ps(half_floats(tile + 288), _mm512_set1_ps(m->sums[g]), _mm512_add_ps(total, dot));
         }
         _mm512_storeu_ps(y + b * ROWS, total);
     }
 }
 
-static void times_q8(const uint8_t *tile, int blocks, int groups, const int8_t *steps, const float *scales,
-                     float *y) {
+static void times_q8(const Model *m, const uint8_t *tile, int blocks, int groups, float *y) {
     for (int b = 0; b < blocks; b++) {
         __m512 total = _mm512_setzero_ps();
         for (int g = 0; g < groups; g++, tile += Q8_TILE) {
-            const int8_t *x = steps + g * GROUP;
-            int32_t whole = 0;
-            for (int i = 0; i < GROUP; i++) whole += x[i];
-            /* The stored q is 128 too large. */
-            __m512i first = _mm512_set1_epi32(-128 * whole), second = _mm512_setzero_si512();
+            const int8_t *coarse = m->coarse + g * GROUP, *fine = m->fine + g * GROUP;
+            __m512i c0 = _mm512_setzero_si512(), c1 = c0, f0 = c0, f1 = c0;
             for (int c = 0; c < 4; c++) {
-                int32_t even, odd;
-                memcpy(&even, x + 8 * c, 4);
-                memcpy(&odd, x + 8 * c + 4, 4);
-                first = _mm512_dpbusd_epi32(first, _mm512_loadu_si512(tile + 128 * c), _mm512_set1_epi32(even));
-                second =
-                    _mm512_dpbusd_epi32(second, _mm512_loadu_si512(tile + 128 * c + 64), _mm512_set1_epi32(odd));
+                __m512i q = _mm512_loadu_si512(tile + 128 * c);
+                c0 = _mm512_dpbusd_epi32(c0, q, four(coarse + 8 * c));
+                f0 = _mm512_dpbusd_epi32(f0, q, four(fine + 8 * c));
+                q = _mm512_loadu_si512(tile + 128 * c + 64);
+                c1 = _mm512_dpbusd_epi32(c1, q, four(coarse + 8 * c + 4));
+                f1 = _mm512_dpbusd_epi32(f1, q, four(fine + 8 * c + 4));
             }
-            __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(tile + 512)));
-            __m512 dot = _mm512_cvtepi32_ps(_mm512_add_epi32(first, second));
-            total = _mm512_fmadd_ps(dot, _mm512_mul_ps(scale, _mm512_set1_ps(scales[g])), total);
+            __m512 scale = half_floats(tile + 512);
+            __m512 dot = together(_mm512_add_epi32(c0, c1), _mm512_add_epi32(f0, f1), scale, m->scales[g]);
+            /* The stored q is 128 too large. */
+            total = _mm512_fmadd_ps(scale, _mm512_set1_ps(-128 * m->sums[g]), _mm512_add_ps(total, dot));
         }
         _mm512_storeu_ps(y + b * ROWS, total);
     }
@@ -184,40 +201,44 @@ static void times_q8(const uint8_t *tile, int blocks, int groups, const int8_t *
 
 #else
 
-static void times_q4(const uint8_t *tile, int blocks, int groups, const int8_t *steps, const float *scales,
-                     const float *sums, float *y) {
+static void times_q4(const Model *m, const uint8_t *tile, int blocks, int groups, float *y) {
     for (int b = 0; b < blocks; b++) {
         float total[ROWS] = {0};
         for (int g = 0; g < groups; g++, tile += Q4_TILE) {
-            int32_t dot[ROWS] = {0};
-            const int8_t *x = steps + g * GROUP;
+            int32_t coarse[ROWS] = {0}, fine[ROWS] = {0};
+            const int8_t *xc = m->coarse + g * GROUP, *xf = m->fine + g * GROUP;
             const _Float16 *scale = (const _Float16 *)(tile + 256), *zero = scale + ROWS;
             for (int c = 0; c < 4; c++)
                 for (int r = 0; r < ROWS; r++)
                     for (int i = 0; i < 4; i++) {
-                        uint8_t q = tile[64 * c + 4 * r + i];
-                        dot[r] += (q & 15) * x[8 * c + i] + (q >> 4) * x[8 * c + 4 + i];
+                        int32_t q = tile[64 * c + 4 * r + i], low = q & 15, high = q >> 4;
+                        coarse[r] += low * xc[8 * c + i] + high * xc[8 * c + 4 + i];
+                        fine[r] += low * xf[8 * c + i] + high * xf[8 * c + 4 + i];
                     }
             for (int r = 0; r < ROWS; r++)
-                total[r] += (float)dot[r] * ((float)scale[r] * scales[g]) + (float)zero[r] * sums[g];
+                total[r] += ((float)coarse[r] + (float)fine[r] / FINE) * ((float)scale[r] * m->scales[g]) +
+                            (float)zero[r] * m->sums[g];
         }
         memcpy(y + b * ROWS, total, sizeof total);
     }
 }
 
-static void times_q8(const uint8_t *tile, int blocks, int groups, const int8_t *steps, const float *scales,
-                     float *y) {
+static void times_q8(const Model *m, const uint8_t *tile, int blocks, int groups, float *y) {
     for (int b = 0; b < blocks; b++) {
         float total[ROWS] = {0};
         for (int g = 0; g < groups; g++, tile += Q8_TILE) {
-            int32_t dot[ROWS] = {0};
-            const int8_t *x = steps + g * GROUP;
+            int32_t coarse[ROWS] = {0}, fine[ROWS] = {0};
+            const int8_t *xc = m->coarse + g * GROUP, *xf = m->fine + g * GROUP;
             const _Float16 *scale = (const _Float16 *)(tile + 512);
             for (int c = 0; c < 8; c++)
                 for (int r = 0; r < ROWS; r++)
-                    for (int i = 0; i < 4; i++)
-                        dot[r] += ((int32_t)tile[64 * c + 4 * r + i] - 128) * x[4 * c + i];
-            for (int r = 0; r < ROWS; r++) total[r] += (float)dot[r] * ((float)scale[r] * scales[g]);
+                    for (int i = 0; i < 4; i++) {
+                        int32_t q = (int32_t)tile[64 * c + 4 * r + i] - 128;
+                        coarse[r] += q * xc[4 * c + i];
+                        fine[r] += q * xf[4 * c + i];
+                    }
+            for (int r = 0; r < ROWS; r++)
+                total[r] += ((float)coarse[r] + (float)fine[r] / FINE) * ((float)scale[r] * m->scales[g]);
         }
         memcpy(y + b * ROWS, total, sizeof total);
     }
@@ -235,11 +256,8 @@ static void times(const Model *m, const Matrix *w, const float *x, float *y) {
         }
     } else {
         int blocks = w->rows / ROWS, groups = w->columns / GROUP;
-        round_input(x, w->columns, m->steps, m->scales, m->sums);
-        if (w->kind == Q4)
-            times_q4((const uint8_t *)w->data, blocks, groups, m->steps, m->scales, m->sums, y);
-        else
-            times_q8((const uint8_t *)w->data, blocks, groups, m->steps, m->scales, y);
+        round_input(x, w->columns, m);
+        (w->kind == Q4 ? times_q4 : times_q8)(m, (const uint8_t *)w->data, blocks, groups, y);
     }
     if (w->bias)
         for (int r = 0; r < w->rows; r++) y[r] += w->bias[r];
