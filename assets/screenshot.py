@@ -72,7 +72,7 @@ def main() -> int:
     parser.add_argument("--model", help="checkpoint; the default one when it is not given")
     parser.add_argument("--size", default="100x30", help="columns x rows")
     parser.add_argument("--theme", default="infinichat")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=2)
     args = parser.parse_args()
     columns, rows = (int(number) for number in args.size.split("x"))
 
