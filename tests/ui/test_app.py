@@ -259,3 +259,15 @@ def read_until(terminal: int, wanted: bytes, timeout_s: float = 60.0) -> bytes:
             break
     assert wanted in seen, f"the app ended without {wanted!r}: {seen[-2000:]!r}"
     return seen
+
+
+async def test_the_page_is_filled_although_a_message_is_sent_at_once(make: Make, store: Store) -> None:
+    app = make(session=long_session(store, 60))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until(pilot, lambda: app.chat.query("#prompt"))
+        await say(pilot, "quick")
+        await wait_until(pilot, lambda: app.chat.report is not None)
+        await idle(pilot)
+        await wait_until(pilot, lambda: len(app.chat.transcript.entries) >= PAGE)
+        texts = [entry.text for entry in app.chat.transcript.entries]
+        assert texts == [m.content for m in store.path(app.chat.session_id)][-len(texts) :]

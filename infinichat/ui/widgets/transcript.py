@@ -9,7 +9,7 @@ one key acts on the message under it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -22,7 +22,7 @@ from textual.widgets import Static
 
 from infinichat.messages import Message
 from infinichat.ui.widgets.entry import AnswerEntry, Entry, MetaLine, Note, entry_of
-from infinichat.ui.window import FEW, PAGE, Fetch, Get, Window
+from infinichat.ui.window import FEW, MOST, PAGE, Fetch, Get, Window
 
 Act = Literal["copy", "copy_code", "edit", "regenerate", "branch", "continue"]
 
@@ -81,6 +81,7 @@ class Transcript(VerticalScroll, can_focus=True):
         self._cursor: Entry | None = None
         self._top = Static("", markup=False, id="older")
         self._settled = False
+        self._paging = False
         self.live: list[Entry] = []
 
     def compose(self) -> list[Widget]:
@@ -191,9 +192,23 @@ class Transcript(VerticalScroll, can_focus=True):
         if not self._settled or self._moving.locked():
             return
         if new_value <= 1 and new_value < old_value and self._window.has_older:
-            self.run_worker(self._page_up(), group="page", exclusive=True)
+            self._page(self._page_up)
         elif new_value >= self.max_scroll_y - 1 and new_value > old_value and self._window.has_newer:
-            self.run_worker(self._page_down(), group="page", exclusive=True)
+            self._page(self._page_down)
+
+    def _page(self, move: Callable[[], Awaitable[None]]) -> None:
+        """Begin to page, unless that is going on. A page is never given up half-way: the window would count
+        messages as mounted that are not."""
+
+        async def page() -> None:
+            try:
+                await move()
+            finally:
+                self._paging = False
+
+        if not self._paging:
+            self._paging = True
+            self.run_worker(page(), group="page")
 
     async def _page_up(self, count: int = PAGE) -> None:
         async with self._moving:
@@ -236,17 +251,23 @@ class Transcript(VerticalScroll, can_focus=True):
             )
             self._refresh_top()
             await self.mount_all(made, before=self.live[0] if self.live else None)
-        self.call_after_refresh(self._fill)
+        self.call_after_refresh(self._settle)
 
-    def _fill(self) -> None:
-        """Mount the rest of the page a few at a time, each after a paint, so that keys are never kept
-        waiting."""
+    def _settle(self) -> None:
         self._settled = True
-        window = self._window
-        short = len(window.mounted) < PAGE or self.max_scroll_y == 0
-        if short and window.has_older and not self.live:
-            self.run_worker(self._page_up(FEW), group="page", exclusive=True)
-            self.call_after_refresh(self._fill)
+        self._page(self._fill)
+
+    async def _fill(self) -> None:
+        """Mount the rest of the page a few at a time, with a pause for paints and keys between."""
+        while self._is_short and self._window.has_older:
+            await self._page_up(FEW)
+            await asyncio.sleep(0.01)
+
+    @property
+    def _is_short(self) -> bool:
+        """Less than a page, or a page of one-line messages that does not fill a tall terminal."""
+        mounted = len(self._window.mounted)
+        return mounted < PAGE or (mounted < MOST and self.max_scroll_y == 0 and self.screen.is_current)
 
     def _made(self, messages: Sequence[Message]) -> list[Entry]:
         return [entry_of(message, self._positions(message)) for message in messages]
@@ -274,7 +295,7 @@ class Transcript(VerticalScroll, can_focus=True):
 
     def on_click(self) -> None:
         if self.scroll_y <= 1 and self._window.has_older:
-            self.run_worker(self._page_up(), group="page", exclusive=True)
+            self._page(self._page_up)
 
     # -- the cursor
 
