@@ -1,0 +1,78 @@
+"""The default checkpoint's base weights through the engine: lossless formats, and a greedy answer that
+survives a restart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from infinichat.config import EngineSettings, Settings
+from infinichat.engine.generate import InfiniEngine
+from infinichat.engine.load import load_engine
+from infinichat.engine.native import native_library
+from infinichat.engine.quantize import smallest_lossless
+from infinichat.errors import ModelError
+from infinichat.messages import SamplingOptions
+from infinichat.model.loading import load_model
+from infinichat.model.registry import Registry
+
+pytestmark = pytest.mark.real
+
+TEXT = "The lighthouse keeper wrote down the weather every morning, in a small blue book that nobody read. "
+
+
+@pytest.fixture(scope="module")
+def weights() -> Path:
+    try:
+        return Registry().base_weights()
+    except ModelError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def engine(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> InfiniEngine:
+    settings = Settings(engine=EngineSettings(device="cpu", threads=1, window=128, segment=32))
+    return load_engine(weights, settings, cache=tmp_path_factory.mktemp("cache"))
+
+
+def greedy(engine: InfiniEngine, state: object, count: int) -> list[int | None]:
+    options = SamplingOptions(temperature=0, max_tokens=count)
+    return [item.token_id for item in engine.generate(state, options, end_ids=[])]
+
+
+def test_the_default_weights_are_found_to_be_four_bit(weights: Path) -> None:
+    model = load_model(weights).model
+    assert smallest_lossless(model.model.layers[7].mlp.down_proj.weight) == "int4"
+    assert smallest_lossless(model.model.embed_tokens.weight) == "int8"
+
+
+def test_single_tokens_are_as_good_as_whole_segments_in_float32(
+    engine: InfiniEngine, weights: Path, tmp_path: Path
+) -> None:
+    if native_library(tmp_path) is None:
+        pytest.skip("no C compiler on this machine")
+    model = load_model(weights, window=128, segment=32).model
+    ids = engine.tokenizer.encode(TEXT * 8)[:160]
+    with torch.inference_mode():
+        exact = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        state = engine.new_state()
+        divergences = []
+        for place, token_id in enumerate(ids):
+            engine.step.feed(state, token_id)
+            assert state.last_hidden is not None
+            scores = engine.step.logits(state.last_hidden).float().log_softmax(-1)
+            divergences.append(float((exact[place].exp() * (exact[place] - scores)).sum()))
+    # bfloat16 itself is at 0.0002 to 0.0005 here.
+    assert sum(divergences) / len(divergences) < 0.002
+
+
+def test_a_greedy_answer_goes_on_after_a_restart_as_if_never_stopped(engine: InfiniEngine) -> None:
+    state = engine.new_state()
+    for _ in engine.feed(state, engine.tokenizer.encode(TEXT * 10)):
+        pass
+    greedy(engine, state, 10)
+    dump = engine.dump_state(state)
+    assert engine.tokens_seen(state) > engine.info.window
+    assert greedy(engine, engine.load_state(dump), 40) == greedy(engine, state, 40)
