@@ -18,6 +18,9 @@ stand right before the window, because a model has never seen a distance of mill
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -104,3 +107,44 @@ def local_attention(
     else:
         out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, scale=scale)
     return out.reshape(batch, heads, length, dim)
+
+
+@dataclass(frozen=True, slots=True)
+class QueryBlock:
+    """Queries ``start`` to ``stop`` of a forward, which see at most the first ``keys`` keys; ``mask`` as for
+    ``local_attention``, for these alone."""
+
+    start: int
+    stop: int
+    keys: int
+    mask: Tensor | None
+
+
+def causal_blocks(
+    length: int, before: int, *, group: int, block: int, dtype: torch.dtype, device: torch.device
+) -> tuple[QueryBlock, ...]:
+    """``length`` new queries after ``before`` keys that all of them see, ``block`` at a time, masks in ``dtype``:
+    no block looks at keys later than its last query."""
+    blocks = []
+    for start in range(0, length, block):
+        stop = min(start + block, length)
+        keys, count = before + stop, stop - start
+        mask = None
+        if count > 1:
+            hidden = torch.full((count, keys), torch.finfo(dtype).min, dtype=dtype, device=device)
+            mask = hidden.triu_(diagonal=before + start + 1).repeat(group, 1)[None, None]
+        blocks.append(QueryBlock(start, stop, keys, mask))
+    return tuple(blocks)
+
+
+def blockwise_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float, blocks: Sequence[QueryBlock]
+) -> Tensor:
+    """``local_attention`` of q [B, H, T, D], each block of queries over the keys that it may see."""
+    parts = [
+        local_attention(
+            q[:, :, b.start : b.stop], k[:, :, : b.keys], v[:, :, : b.keys], scale=scale, mask=b.mask
+        )
+        for b in blocks
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)

@@ -22,7 +22,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from infinichat.attention.memory import wide
-from infinichat.attention.window import inverse_frequencies, local_attention, rotate
+from infinichat.attention.window import blockwise_attention, inverse_frequencies, local_attention, rotate
 from infinichat.errors import ConfigError, StateError
 from infinichat.model.bank_memory import BankMemory
 from infinichat.model.cache import InfiniCache
@@ -88,23 +88,36 @@ class InfiniAttention(nn.Module):
         self.v_proj = nn.Linear(hidden, self.kv_heads * self.head_dim, bias=bias)
         self.o_proj = nn.Linear(self.heads * self.head_dim, hidden, bias=bias)
 
-    def forward(self, x: Tensor, plan: SegmentPlan, state: LayerState, memory: PaperMemory | None) -> Tensor:
-        """x [B, T, C] to [B, T, C]; the T new keys and values are added to ``state``'s window."""
+    def forward(
+        self,
+        x: Tensor,
+        plan: SegmentPlan,
+        state: LayerState,
+        memory: PaperMemory | None,
+        *,
+        last: bool = False,
+    ) -> Tensor:
+        """x [B, T, C] to [B, T, C]; the T new keys and values are added to ``state``'s window. ``last``: only
+        the last token's output [B, 1, C], for a layer without memory."""
         batch, length, _ = x.shape
-        q = self.q_proj(x).view(batch, length, self.heads, self.head_dim).transpose(1, 2)
         k = self.k_proj(x).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
         v = self.v_proj(x).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
         state.k.append(rotate(k, plan.cos, plan.sin))
         state.v.append(v)
         keys = state.k.with_front if plan.use_front else state.k.content
         values = state.v.with_front if plan.use_front else state.v.content
-        out = local_attention(
-            rotate(q, plan.cos, plan.sin), keys, values, scale=self.scale, mask=plan.mask
-        )  # [B, H, T, D]
+        if last:
+            q = self.q_proj(x[:, -1:]).view(batch, 1, self.heads, self.head_dim).transpose(1, 2)
+            turned = rotate(q, plan.cos[-1:], plan.sin[-1:])
+            out = local_attention(turned, keys, values, scale=self.scale, mask=None)
+        else:
+            q = self.q_proj(x).view(batch, length, self.heads, self.head_dim).transpose(1, 2)
+            turned = rotate(q, plan.cos, plan.sin)
+            out = blockwise_attention(turned, keys, values, scale=self.scale, blocks=plan.blocks)
         if memory is not None and state.memory is not None and state.memory_k is not None:
             out = memory.attend(out, q, state.memory)
             state.memory_k.append(k)
-        projected: Tensor = self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
+        projected: Tensor = self.o_proj(out.transpose(1, 2).flatten(2))
         return projected
 
 
@@ -122,11 +135,12 @@ class InfiniDecoderLayer(nn.Module):
             kinds = {"bank": BankMemory, "recall": RecallMemory}
             self.memory = kinds.get(config.memory, PaperMemory)(config)
 
-    def forward(self, h: Tensor, plan: SegmentPlan, state: LayerState) -> Tensor:
-        """h [B, T, C] to [B, T, C]."""
+    def forward(self, h: Tensor, plan: SegmentPlan, state: LayerState, *, last: bool = False) -> Tensor:
+        """h [B, T, C] to [B, T, C], or [B, 1, C] with ``last`` (see ``InfiniAttention``)."""
         x = self.input_layernorm(h)
         mixed = self.memory if isinstance(self.memory, PaperMemory) else None
-        h = h + self.self_attn(x, plan, state, mixed)
+        attended = self.self_attn(x, plan, state, mixed, last=last)
+        h = (h[:, -1:] if last else h) + attended
         if isinstance(self.memory, ResidualMemory) and state.memory is not None:
             h = self.memory(h, x, state, plan.real, plan.embeddings)
         out: Tensor = h + self.mlp(self.post_attention_layernorm(h))
@@ -203,11 +217,14 @@ class InfiniModel(InfiniPreTrainedModel):  # type: ignore[no-untyped-call]  # it
             self.evict(cache)
             stop = start + pieces(cache, rest, length - start)
             piece = None if mask is None else mask[:, start:stop]
-            hidden = self._forward_piece(input_ids[:, start:stop], piece, cache)
+            # Nobody asked for the others' output: they need no more than the top layer's keys and values.
+            only_last = piece is None and 0 < keep <= 1 + length - stop
+            hidden = self._forward_piece(input_ids[:, start:stop], piece, cache, only_last=only_last)
             if piece is not None:
                 keep_last_hidden(cache, hidden, piece)
             if keep == 0 or stop > length - keep:
-                outputs.append(hidden if keep == 0 else hidden[:, max(0, length - keep - start) :])
+                whole = keep == 0 or only_last
+                outputs.append(hidden if whole else hidden[:, max(0, length - keep - start) :])
             start = stop
         if mask is None:
             # A copy, so that one row does not keep a whole piece's states alive.
@@ -237,7 +254,9 @@ class InfiniModel(InfiniPreTrainedModel):  # type: ignore[no-untyped-call]  # it
         drop_left(cache, count)
         turn_sinks(cache, self._frequencies(cache.device))
 
-    def _forward_piece(self, ids: Tensor, mask: Tensor | None, cache: InfiniCache) -> Tensor:
+    def _forward_piece(
+        self, ids: Tensor, mask: Tensor | None, cache: InfiniCache, *, only_last: bool
+    ) -> Tensor:
         try:
             h = self.embed_tokens(ids)
         except IndexError:
@@ -247,8 +266,12 @@ class InfiniModel(InfiniPreTrainedModel):  # type: ignore[no-untyped-call]  # it
             ) from None
         frequencies = self._frequencies(cache.device)
         plan = plan_segment(cache, mask, h, inv_freq=frequencies)
-        for layer, state in zip(self.layers, cache.states, strict=True):
-            h = layer(h, plan, state)
+        top = len(self.layers) - 1
+        for number, (layer, state) in enumerate(zip(self.layers, cache.states, strict=True)):
+            last = only_last and number == top and state.memory is None
+            h = layer(h, plan, state, last=last)
+        if only_last:
+            h = h[:, -1:]
         advance(cache, ids, plan)
         out: Tensor = self.norm(h)
         return out

@@ -14,22 +14,34 @@ import torch
 from torch import Tensor
 
 from infinichat.attention.memory import wide
-from infinichat.attention.window import evicted_before, evicted_before_each, rotary, rotate, visible
+from infinichat.attention.window import (
+    QueryBlock,
+    causal_blocks,
+    evicted_before,
+    evicted_before_each,
+    rotary,
+    rotate,
+    visible,
+)
 from infinichat.model.cache import InfiniCache
 from infinichat.model.layer_state import LayerState, wide_dtype
+
+QUERY_BLOCK = 128
+"""Queries in one call of the attention kernel on a CPU: 24 % less time than one call for the first 512
+tokens, 2 % less for 256 after 768 (measured with 32 to 512 queries)."""
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentPlan:
     """For T new slots: ``positions`` [T] (uniform) or [B, T], ``cos`` and ``sin`` broadcastable to
-    [B, H, T, D], ``mask`` additive [1 or B, 1, G * T, N] or None when every query sees every key, ``real``
-    [B, T] True where a slot is a token (None: all are), ``use_front``: the sinks are attended, and
-    ``embeddings`` [B, T, C], the tokens' rows of the embedding table."""
+    [B, H, T, D], ``blocks`` of queries with their masks, ``real`` [B, T] True where a slot is a token (None:
+    all are), ``use_front``: the sinks are attended, and ``embeddings`` [B, T, C], the tokens' rows of the
+    embedding table."""
 
     positions: Tensor
     cos: Tensor
     sin: Tensor
-    mask: Tensor | None
+    blocks: tuple[QueryBlock, ...]
     real: Tensor | None
     use_front: bool
     embeddings: Tensor
@@ -65,13 +77,11 @@ def plan_segment(
         positions = torch.arange(cache.seen, cache.seen + length, device=cache.device)
         cos, sin = rotary(positions, inv_freq, dtype)
         use_front = cache.evicted > 0 and cache.config.sinks > 0
-        mask = None
-        if length > 1:
-            before = cache.window_tokens + (cache.config.sinks if use_front else 0)
-            shape, lowest = (length, before + length), torch.finfo(dtype).min
-            hidden = torch.full(shape, lowest, dtype=dtype, device=cache.device)
-            mask = hidden.triu_(diagonal=before + 1).repeat(group, 1)[None, None]
-        return SegmentPlan(positions, cos, sin, mask, None, use_front, embeddings)
+        before = cache.window_tokens + (cache.config.sinks if use_front else 0)
+        # One launch for everything where launches cost more than the masked half of the work.
+        block = QUERY_BLOCK if cache.device.type == "cpu" else length
+        blocks = causal_blocks(length, before, group=group, block=block, dtype=dtype, device=cache.device)
+        return SegmentPlan(positions, cos, sin, blocks, None, use_front, embeddings)
     real = attention_mask if attention_mask is not None else _all_real(cache, length)
     return _plan_ragged(cache, real, embeddings, inv_freq, group)
 
@@ -209,8 +219,8 @@ def _plan_ragged(
     if use_front:
         front = (cache.row_evicted > 0)[:, None, None] & real[:, :, None]
         allowed = torch.cat((front.expand(-1, -1, cache.config.sinks), allowed), dim=2)
-    mask = _additive(allowed, group, dtype)
-    return SegmentPlan(positions, cos, sin, mask, real, use_front, embeddings)
+    whole = QueryBlock(0, allowed.shape[1], allowed.shape[2], _additive(allowed, group, dtype))
+    return SegmentPlan(positions, cos, sin, (whole,), real, use_front, embeddings)
 
 
 def _additive(allowed: Tensor, group: int, dtype: torch.dtype) -> Tensor:

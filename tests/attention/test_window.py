@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from infinichat.attention import reference
 from infinichat.attention.reference import Window, steps
 from infinichat.attention.window import (
+    blockwise_attention,
+    causal_blocks,
     evicted_before,
     evicted_before_each,
     inverse_frequencies,
@@ -122,3 +124,19 @@ def test_one_query_and_many_queries_take_different_kernels_to_the_same_result() 
     together = local_attention(q, k, v, scale=0.25, mask=torch.zeros(1, 1, 15, 9))
     apart = [local_attention(q[:, :, t : t + 1], k, v, scale=0.25, mask=None) for t in range(5)]
     torch.testing.assert_close(together, torch.cat(apart, dim=2))
+
+
+@pytest.mark.parametrize("length", [1, 5, 8, 11])
+@pytest.mark.parametrize("before", [0, 3])
+@pytest.mark.parametrize("block", [1, 4, 64])
+def test_queries_in_blocks_see_what_one_causal_mask_shows(length: int, before: int, block: int) -> None:
+    q = torch.randn(1, 6, length, 8, dtype=F64)
+    k, v = (torch.randn(1, 2, before + length, 8, dtype=F64) for _ in range(2))
+    blocks = causal_blocks(length, before, group=3, block=block, dtype=F64, device=q.device)
+    got = blockwise_attention(q, k, v, scale=0.3, blocks=blocks)
+    hidden = torch.ones(length, before + length, dtype=torch.bool).tril(before).logical_not()
+    mask = torch.zeros(hidden.shape, dtype=F64).masked_fill(hidden, -math.inf)
+    expected = local_attention(q, k, v, scale=0.3, mask=mask.repeat(3, 1)[None, None])
+    torch.testing.assert_close(got, expected)
+    assert max(b.stop - b.start for b in blocks) <= block
+    assert [b.keys for b in blocks] == [before + b.stop for b in blocks]

@@ -53,13 +53,16 @@ def test_it_satisfies_the_protocol(make_engine: MakeEngine) -> None:
     assert engine.info.window == 24
 
 
-def test_progress_comes_at_segment_ends_and_at_the_end(make_engine: MakeEngine) -> None:
+def test_progress_comes_at_every_second_segment_end_while_the_window_fills_then_at_each(
+    make_engine: MakeEngine,
+) -> None:
     engine = make_engine()
     state = engine.new_state()
     assert feed(engine, state, some_ids(3)) == [3]
-    assert feed(engine, state, some_ids(20)) == [5, 13, 20]
+    assert feed(engine, state, some_ids(20)) == [13, 20]
     assert engine.tokens_seen(state) == 23
     assert engine.window_tokens(state) == 23
+    assert feed(engine, state, some_ids(20)) == [1, 9, 17, 20]
 
 
 @pytest.mark.parametrize("format", [None, "float32", "int8"])
