@@ -123,8 +123,8 @@ class QueryBlock:
 def causal_blocks(
     length: int, before: int, *, group: int, block: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[QueryBlock, ...]:
-    """``length`` new queries after ``before`` keys that all of them see, ``block`` at a time, masks in ``dtype``:
-    no block looks at keys later than its last query."""
+    """``length`` new queries after ``before`` keys that all of them see, ``block`` at a time, with masks in
+    ``dtype``: no block looks at keys later than its last query."""
     blocks = []
     for start in range(0, length, block):
         stop = min(start + block, length)
