@@ -42,11 +42,15 @@ def candidates(before: str, choices: Choices) -> list[Candidate]:
     if name not in choices:
         return []
     wanted = argument.strip().lower()
-    return [
+    found = [
         Candidate(value, note, f"/{name} {value}", True)
         for value, note in choices[name]()
-        if wanted in value.lower() and value != argument
-    ][:MOST]
+        if wanted in value.lower()
+    ]
+    if [candidate.label for candidate in found] == [argument.strip()]:
+        return []
+    # Enter takes the first one: what was typed in full is what is meant, not a longer name with it inside.
+    return sorted(found, key=lambda candidate: candidate.label.lower() != wanted)[:MOST]
 
 
 def matching_commands(name: str) -> list[Command]:
@@ -73,26 +77,32 @@ def _paths(argument: str) -> list[Candidate]:
     folder, _, start = word.rpartition("/")
     root = Path(f"{folder}/" if folder or word.startswith("/") else ".").expanduser()
     try:
-        entries = sorted(root.iterdir(), key=lambda entry: (not entry.is_dir(), entry.name.lower()))
+        # What was typed in full comes first: Enter takes it.
+        entries = sorted(root.iterdir(), key=lambda e: (e.name != start, not e.is_dir(), e.name.lower()))
     except OSError:
         return []
     found = []
+    if folder and not start:
+        found.append(Candidate(word, "the whole folder", f"/read {head}{_quoted(word)}", True))
     for entry in entries:
         if not entry.name.lower().startswith(start.lower()) or (entry.name.startswith(".") and not start):
             continue
         path = f"{folder}/{entry.name}" if folder or word.startswith("/") else entry.name
         shown = path + "/" * entry.is_dir()
-        quoted = f'"{shown}"' if " " in shown else shown
-        found.append(
-            Candidate(shown, "folder" if entry.is_dir() else "", f"/read {head}{quoted}", entry.is_file())
-        )
+        kind = "folder" if entry.is_dir() else ""
+        found.append(Candidate(shown, kind, f"/read {head}{_quoted(shown)}", entry.is_file()))
     return found[:MOST]
+
+
+def _quoted(word: str) -> str:
+    return f'"{word}"' if " " in word else word
 
 
 def _last_word(argument: str) -> tuple[str, str]:
     """``argument`` split before its last word; an open or closed quotation mark belongs to the word."""
-    if argument.count('"') % 2:
-        head, _, word = argument.rpartition('"')
+    closed = argument.count('"') % 2 == 0
+    if not closed or argument.endswith('"'):
+        head, _, word = argument.removesuffix('"' if closed else "").rpartition('"')
         return head, word
     head, blank, word = argument.rpartition(" ")
     return head + blank, word

@@ -4,6 +4,7 @@ checkpoints."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from infinichat.errors import CancelledError
 from infinichat.protocols import CancelFlag
 from infinichat.ui.app import InfiniChatApp
 from infinichat.ui.catalog import CatalogEntry, PullReport
+from infinichat.ui.window import PAGE
 
 NOW = 1_760_000_000.0
 
@@ -53,30 +55,89 @@ class ListCatalog:
         self.pulled.append(name)
 
 
-async def wait_until(pilot: Pilot[Any], true: Callable[[], object], timeout_s: float = 20.0) -> None:
-    """Let the app run until this holds. (``pilot.pause()`` waits for an idle processor, which a streaming
-    answer is not; it costs up to a second then.)"""
+async def wait_until(pilot: Pilot[Any], true: Callable[[], object], timeout_s: float = 60.0) -> None:
+    """Let the app run until this holds. (``pilot.pause()`` guesses from the processor's idleness, and on a
+    loaded machine an app that was not given the processor looks idle.)"""
     end = time.monotonic() + timeout_s
     while not true():
         assert time.monotonic() < end, f"waited {timeout_s} s in vain; the screen:\n{screen_text(pilot.app)}"
         await asyncio.sleep(0.01)
-    await asyncio.sleep(0.02)
+
+
+async def shows(pilot: Pilot[Any], *texts: str) -> None:
+    """Wait until all of these are on the screen."""
+    await wait_until(pilot, lambda: all(text in screen_text(pilot.app) for text in texts))
+
+
+async def shows_no(pilot: Pilot[Any], text: str) -> None:
+    """Wait until this is off the screen."""
+    await wait_until(pilot, lambda: text not in screen_text(pilot.app))
+
+
+async def handled(pilot: Pilot[Any]) -> None:
+    """Wait until the app has done what was asked of it before: a mark goes the way of a key, through the
+    queue of the app, of what has the focus and of everything around it up to the screens, three times, for
+    what that asked of others."""
+    app = pilot.app
+    for _ in range(3):
+        focused = [app.focused, *app.focused.ancestors] if app.focused is not None else []
+        for pump in [app, *focused, *app.screen_stack]:
+            if pump.is_running:
+                passed = asyncio.Event()
+                pump.call_later(passed.set)
+                await _while_running(pump, passed)
+
+
+async def _while_running(pump: Any, passed: asyncio.Event) -> None:
+    while pump.is_running and not passed.is_set():
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(passed.wait(), 0.1)
+
+
+async def press(pilot: Pilot[Any], *keys: str) -> None:
+    """Press keys; each one is handled before the next."""
+    for key in keys:
+        await pilot.press(key)
+        await handled(pilot)
+
+
+async def click(pilot: Pilot[Any], widget: Any, *, offset: tuple[int, int]) -> None:
+    """Click on a widget, and wait until that is handled."""
+    await wait_until(pilot, lambda: widget.region.area)
+    await pilot.click(widget, offset=offset)
+    await handled(pilot)
+
+
+async def page_mounted(pilot: Pilot[Any], count: int = PAGE) -> None:
+    """Wait until the newest page of a long session is mounted and laid out, and the app has settled on it."""
+    transcript = pilot.app.chat.transcript  # type: ignore[attr-defined]
+    await wait_until(
+        pilot,
+        lambda: (
+            len(transcript.entries) == count
+            and not transcript._paging
+            and all(entry.region.area for entry in transcript.entries)
+            and transcript.scroll_y == transcript.max_scroll_y > 0
+        ),
+    )
+    await handled(pilot)
 
 
 async def idle(pilot: Pilot[Any]) -> None:
-    """Wait until nothing is being answered or read."""
+    """Wait until nothing is being answered, read or loaded, and the screen shows it."""
     chat = pilot.app.chat  # type: ignore[attr-defined]
-    await wait_until(pilot, lambda: not chat.turns.busy and chat.turns.running is None)
+    await handled(pilot)
+    await wait_until(pilot, lambda: not chat.turns._turns and chat.turns.running is None)
+    await handled(pilot)
 
 
 async def say(pilot: Pilot[Any], text: str) -> None:
     """Put a text into the prompt and press Enter. (Typing key by key is tested once and is slow.)"""
     pilot.app.chat.prompt.set_text(text)  # type: ignore[attr-defined]
-    await asyncio.sleep(0.02)
+    await handled(pilot)
     if pilot.app.chat.completions.is_open:  # type: ignore[attr-defined]
-        await pilot.press("escape")
-    await pilot.press("enter")
-    await asyncio.sleep(0.02)
+        await press(pilot, "escape")
+    await press(pilot, "enter")
 
 
 def strips(app: Any) -> list[Strip]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -18,7 +19,7 @@ from infinichat.engine.scripted import ScriptedEngine
 from infinichat.paths import Paths
 from infinichat.store import SessionRecord, Store
 from infinichat.ui.window import MOST, PAGE
-from tests.ui.acting import idle, say, screen_text, wait_until
+from tests.ui.acting import idle, page_mounted, press, say, screen_text, shows, wait_until
 
 Make = Callable[..., Any]
 Running = Callable[..., Any]
@@ -40,15 +41,15 @@ async def test_a_thousand_messages_cost_one_page(make: Make, running: Running, s
     app = make(session=record)
     async with running(app) as pilot:
         transcript = app.chat.transcript
-        await wait_until(pilot, lambda: len(transcript.entries) == PAGE)
-        assert "message 999" in screen_text(app)
+        await page_mounted(pilot)
+        await shows(pilot, "message 999")
         assert len(transcript.messages) == PAGE
         first = store.path(record.id)[0]
         assert await transcript.reveal(first.id)
-        await wait_until(pilot, lambda: "message 0" in screen_text(app))
+        await shows(pilot, "message 0")
         assert len(transcript.entries) <= PAGE
-        await pilot.press("ctrl+l")
-        await wait_until(pilot, lambda: "message 999" in screen_text(app))
+        await press(pilot, "ctrl+l")
+        await shows(pilot, "message 999")
 
 
 async def test_scrolling_up_reaches_the_first_message_and_never_mounts_all(
@@ -57,21 +58,19 @@ async def test_scrolling_up_reaches_the_first_message_and_never_mounts_all(
     app = make(session=long_session(store, 110))
     async with running(app) as pilot:
         transcript = app.chat.transcript
-        await wait_until(pilot, lambda: len(transcript.entries) == PAGE)
-        for _ in range(40):
-            if "message 0" in screen_text(app):
-                break
-            transcript.scroll_home(animate=False)
-            await pilot.pause(0.1)
-            assert len(transcript.entries) <= MOST + PAGE
-        assert "message 0" in screen_text(app)
+        await page_mounted(pilot)
+        most = 0
+
+        def is_at(words: str, scroll: Callable[..., None]) -> bool:
+            nonlocal most
+            most = max(most, len(transcript.entries))
+            scroll(animate=False)
+            return words in screen_text(app)
+
+        await wait_until(pilot, lambda: is_at("message 0", transcript.scroll_home))
         await wait_until(pilot, lambda: len(transcript.entries) <= MOST)
-        for _ in range(40):
-            if "message 109" in screen_text(app):
-                break
-            transcript.scroll_end(animate=False)
-            await pilot.pause(0.1)
-        assert "message 109" in screen_text(app)
+        await wait_until(pilot, lambda: is_at("message 109", transcript.scroll_end))
+        assert most <= MOST + PAGE
 
 
 async def test_paging_up_leaves_what_one_was_reading_where_it_was(
@@ -80,15 +79,19 @@ async def test_paging_up_leaves_what_one_was_reading_where_it_was(
     app = make(session=long_session(store, 200))
     async with running(app) as pilot:
         transcript = app.chat.transcript
-        await wait_until(pilot, lambda: len(transcript.entries) == 20)
+        await page_mounted(pilot)
         transcript.scroll_to(y=2, animate=False)
-        await pilot.pause(0.1)
+        await wait_until(pilot, lambda: transcript.scroll_y == 2)
         top = transcript.entries[0]
-        before = top.region.y
+        await wait_until(pilot, lambda: 0 < top.region.y <= transcript.region.y + top.virtual_region.y - 2)
+        before, lines = top.region.y, transcript.max_scroll_y
         transcript.scroll_to(y=1, animate=False)
-        await wait_until(pilot, lambda: len(transcript.entries) > 20)
-        await pilot.pause(0.2)
-        assert abs(top.region.y - before) <= 2
+        await wait_until(pilot, lambda: len(transcript.entries) > 20 and transcript.max_scroll_y > lines + 20)
+        await wait_until(pilot, lambda: abs(top.region.y - before) <= 2)
+        for _ in range(10):
+            # And there it stays.
+            await asyncio.sleep(0.02)
+            assert abs(top.region.y - before) <= 2
 
 
 async def test_a_page_key_in_the_prompt_scrolls_the_transcript(
@@ -96,11 +99,10 @@ async def test_a_page_key_in_the_prompt_scrolls_the_transcript(
 ) -> None:
     app = make(session=long_session(store, 60))
     async with running(app) as pilot:
-        await wait_until(pilot, lambda: len(app.chat.transcript.entries) == 20)
-        await pilot.pause(0.3)
+        await page_mounted(pilot)
         bottom = app.chat.transcript.scroll_y
-        await pilot.press("pageup")
-        assert app.chat.transcript.scroll_y < bottom
+        await press(pilot, "pageup")
+        await wait_until(pilot, lambda: app.chat.transcript.scroll_y < bottom)
         assert app.focused is app.chat.prompt
 
 
@@ -110,14 +112,14 @@ async def test_an_answer_does_not_pull_one_down_who_scrolled_up(
     app = make(ScriptedEngine(["line\n\n" * 40], tokens_per_s=200), session=long_session(store, 40))
     async with running(app) as pilot:
         transcript = app.chat.transcript
-        await wait_until(pilot, lambda: len(transcript.entries) == 20)
+        await page_mounted(pilot)
         await say(pilot, "go")
-        await wait_until(pilot, lambda: "answering" in screen_text(app))
-        await pilot.press("pageup")
-        place = transcript.scroll_y
-        await pilot.pause(0.5)
+        await shows(pilot, "answering")
+        await press(pilot, "pageup")
+        place, lines = transcript.scroll_y, transcript.max_scroll_y
+        await wait_until(pilot, lambda: transcript.max_scroll_y > lines + 4)
         assert transcript.scroll_y <= place
-        await pilot.press("escape")
+        await press(pilot, "escape")
         await idle(pilot)
 
 
@@ -140,10 +142,10 @@ async def test_a_session_that_another_process_has_open_is_a_sentence_and_the_wor
         other.stdout.readline()
         app = make(session=record)
         async with app.run_test(size=(80, 24)) as pilot:
-            await wait_until(pilot, lambda: str(other.pid) in screen_text(app))
+            await shows(pilot, str(other.pid))
             await say(pilot, "hello")
             await wait_until(pilot, lambda: app.chat.prompt.text == "hello")
-            await pilot.press("ctrl+u")
+            await press(pilot, "ctrl+u")
             await say(pilot, "/new")
             await wait_until(pilot, lambda: app.chat.report is not None)
             await say(pilot, "hello")
@@ -186,7 +188,7 @@ async def test_what_was_said_before_the_process_was_killed_is_there_and_goes_on(
     assert record is not None
     app = make(ScriptedEngine(["word " * 100]), session=record)
     async with running(app) as pilot:
-        await wait_until(pilot, lambda: "interrupted · /continue goes on" in screen_text(app))
+        await shows(pilot, "interrupted · /continue goes on")
         kept = store.path(record.id)[-1].content
         assert kept.startswith("word word")
         await say(pilot, "/continue")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,18 @@ from infinichat.paths import Paths
 from infinichat.protocols import Engine
 from infinichat.store import Store
 from infinichat.ui.worker import Progress
-from tests.ui.acting import ListCatalog, idle, say, screen_text, toasts, wait_until
+from tests.ui.acting import (
+    ListCatalog,
+    handled,
+    idle,
+    press,
+    say,
+    screen_text,
+    shows,
+    shows_no,
+    toasts,
+    wait_until,
+)
 
 Make = Callable[..., Any]
 Running = Callable[..., Any]
@@ -32,7 +42,7 @@ def fill(store: Store) -> dict[str, str]:
 
 
 async def open_list(pilot: Any) -> None:
-    await pilot.press("f2")
+    await press(pilot, "f2")
     await wait_until(pilot, lambda: pilot.app.screen.id == "sessions" and pilot.app.screen._records)
 
 
@@ -43,14 +53,14 @@ async def test_every_word_ever_said_is_found_and_enter_goes_to_it(
     app = make()
     async with running(app) as pilot:
         await open_list(pilot)
-        await pilot.press(*"lighth")
-        await wait_until(pilot, lambda: "Words" in screen_text(app))
-        assert "the lighthouse keeper" in screen_text(app)
-        assert "oolong" not in screen_text(app)
-        await pilot.press("down", "enter")
+        await press(pilot, *"lighth")
+        await shows(pilot, "Words")
+        await shows(pilot, "the lighthouse keeper")
+        await shows_no(pilot, "oolong")
+        await press(pilot, "down", "enter")
         await wait_until(pilot, lambda: app.screen is app.chat and app.chat.session_id == ids["sea"])
         await idle(pilot)
-        assert "the lighthouse keeper" in screen_text(app)
+        await shows(pilot, "the lighthouse keeper")
 
 
 @pytest.mark.parametrize("query", ['"', "a OR", "(", "*", "NEAR(", "x:y", "'; DROP", "\\"])
@@ -62,7 +72,7 @@ async def test_a_search_for_anything_never_fails(
     async with running(app) as pilot:
         await open_list(pilot)
         app.screen.query_one("#search").value = query
-        await asyncio.sleep(0.1)
+        await handled(pilot)
         assert app.is_running
         assert app.screen.id == "sessions"
 
@@ -74,18 +84,18 @@ async def test_a_session_is_renamed_pinned_deleted_and_brought_back(
     app = make()
     async with running(app) as pilot:
         await open_list(pilot)
-        await pilot.press(*"tea")
+        await press(pilot, *"tea")
         await wait_until(pilot, lambda: list(app.screen._records) == [ids["tea"]])
-        await pilot.press("ctrl+r")
-        await wait_until(pilot, lambda: "Rename the session" in screen_text(app))
-        await pilot.press("ctrl+u", *"best tea", "enter")
+        await press(pilot, "ctrl+r")
+        await shows(pilot, "Rename the session")
+        await press(pilot, "ctrl+u", *"best tea", "enter")
         await wait_until(pilot, lambda: store.session(ids["tea"]).name == "best tea")
-        await pilot.press("ctrl+t")
+        await press(pilot, "ctrl+t")
         await wait_until(pilot, lambda: store.session(ids["tea"]).pinned and "★" in screen_text(app))
-        await pilot.press("ctrl+d")
+        await press(pilot, "ctrl+d")
         await wait_until(pilot, lambda: store.find_session("best tea") is None)
         await wait_until(pilot, lambda: "Ctrl+Z brings it back" in toasts(app))
-        await pilot.press("ctrl+z")
+        await press(pilot, "ctrl+z")
         await wait_until(pilot, lambda: store.find_session("best tea") is not None)
 
 
@@ -96,7 +106,7 @@ async def test_a_name_that_is_taken_is_refused_with_a_sentence(
     app = make()
     async with running(app) as pilot:
         await say(pilot, "/rename dogs")
-        await wait_until(pilot, lambda: "! " in screen_text(app))
+        await shows(pilot, "! ")
         assert store.session(ids["dogs"]).name == "dogs"
         assert app.chat.prompt.text == "/rename dogs"
 
@@ -109,11 +119,11 @@ async def test_deleting_the_open_session_goes_to_another_one(
     app = make(session=record)
     async with running(app) as pilot:
         await open_list(pilot)
-        await pilot.press(*"open")
+        await press(pilot, *"open")
         await wait_until(pilot, lambda: list(app.screen._records) == [record.id])
-        await pilot.press("ctrl+d")
+        await press(pilot, "ctrl+d")
         await wait_until(pilot, lambda: store.find_session("open") is None)
-        await pilot.press("escape")
+        await press(pilot, "escape")
         await wait_until(pilot, lambda: app.chat.session_id != record.id)
         await idle(pilot)
 
@@ -122,7 +132,7 @@ async def test_a_new_session_is_one_key_away(make: Make, running: Running, store
     app = make()
     async with running(app) as pilot:
         first = app.chat.session_id
-        await pilot.press("ctrl+n")
+        await press(pilot, "ctrl+n")
         await wait_until(pilot, lambda: app.chat.session_id != first and app.chat.report is not None)
         await say(pilot, "hi")
         await idle(pilot)
@@ -138,18 +148,18 @@ async def test_switching_the_session_while_it_answers_keeps_the_partial_answer(
     async with running(app) as pilot:
         first = app.chat.session_id
         await say(pilot, "go")
-        await wait_until(pilot, lambda: "word word" in screen_text(app))
+        await shows(pilot, "word word")
         await say(pilot, "/open dogs")
         await wait_until(pilot, lambda: app.chat.session_id == ids["dogs"] and app.chat.report is not None)
         assert store.path(first)[-1].reason == "stopped"
-        assert "word word" not in screen_text(app)
+        await shows_no(pilot, "word word")
 
 
 # -- checkpoints
 
 
 async def open_models(pilot: Any) -> None:
-    await pilot.press("f3")
+    await press(pilot, "f3")
     await wait_until(pilot, lambda: pilot.app.screen.id == "models" and pilot.app.screen._entries)
 
 
@@ -157,12 +167,10 @@ async def test_the_checkpoints_say_what_they_are(make: Make, running: Running) -
     app = make(ScriptedEngine(["x"], name="small-infini"))
     async with running(app, (110, 24)) as pilot:
         await open_models(pilot)
-        text = screen_text(app)
-        for words in ("in use", "installed", "available", "memory trained", "sliding window", "98.4 MB"):
-            assert words in text
-        assert "passkey at 1M 94 %" in text
-        await pilot.press("down")
-        await wait_until(pilot, lambda: "forgets what leaves the window" in screen_text(app))
+        await shows(pilot, "in use", "installed", "available", "memory trained", "sliding window", "98.4 MB")
+        await shows(pilot, "passkey at 1M 94 %")
+        await press(pilot, "down")
+        await shows(pilot, "forgets what leaves the window")
 
 
 async def test_switching_streams_the_session_into_the_other_checkpoint(
@@ -177,7 +185,7 @@ async def test_switching_streams_the_session_into_the_other_checkpoint(
         await idle(pilot)
         seen = app.chat.status.status.tokens_seen
         await open_models(pilot)
-        await pilot.press("down", "enter")
+        await press(pilot, "down", "enter")
         await wait_until(pilot, lambda: app.chat.engine_info.name == "plain")
         await wait_until(pilot, lambda: not app.chat.turns._turns)
         assert store.session(app.chat.session_id).model == "plain"
@@ -199,8 +207,8 @@ async def test_a_checkpoint_that_is_not_here_is_pulled_and_then_used(make: Make,
     app = make(load, catalog=catalog)
     async with running(app) as pilot:
         await open_models(pilot)
-        await pilot.press("down", "down", "enter")
-        await wait_until(pilot, lambda: "fetching large-infini.gguf" in screen_text(app))
+        await press(pilot, "down", "down", "enter")
+        await shows(pilot, "fetching large-infini.gguf")
         await wait_until(pilot, lambda: app.chat.engine_info.name == "large-infini")
         assert catalog.pulled == ["large-infini"]
 
@@ -210,12 +218,12 @@ async def test_a_pull_is_stopped_with_escape_and_the_next_escape_leaves(make: Ma
     app = make(catalog=catalog)
     async with running(app) as pilot:
         await open_models(pilot)
-        await pilot.press("down", "down", "p")
-        await wait_until(pilot, lambda: "fetching" in screen_text(app))
-        await pilot.press("escape")
+        await press(pilot, "down", "down", "p")
+        await shows(pilot, "fetching")
+        await press(pilot, "escape")
         await wait_until(pilot, lambda: "pulling again goes on" in toasts(app))
         assert app.screen.id == "models"
-        await pilot.press("escape")
+        await press(pilot, "escape")
         await wait_until(pilot, lambda: app.screen is app.chat)
         assert catalog.pulled == []
 
@@ -227,8 +235,9 @@ async def test_the_first_start_without_weights_shows_what_can_be_fetched(make: M
     app = make(load)
     async with app.run_test(size=(80, 24)) as pilot:
         await wait_until(pilot, lambda: app.screen.id == "models")
-        await pilot.press("escape")
-        assert "The base weights are not on this machine." in screen_text(app)
+        await handled(pilot)
+        await press(pilot, "escape")
+        await shows(pilot, "The base weights are not on this machine.")
 
 
 async def test_a_model_that_cannot_be_loaded_leaves_the_one_there_is(
@@ -242,9 +251,9 @@ async def test_a_model_that_cannot_be_loaded_leaves_the_one_there_is(
     app = make(load)
     async with running(app) as pilot:
         await say(pilot, "/model broken")
-        await wait_until(pilot, lambda: "There is no model 'broken'." in screen_text(app))
+        await shows(pilot, "There is no model 'broken'.")
         await idle(pilot)
-        assert "● small-infini" in screen_text(app)
+        await shows(pilot, "● small-infini")
         await say(pilot, "hi")
         await idle(pilot)
         assert store.path(app.chat.session_id)[-1].content == "still here"
@@ -258,42 +267,38 @@ async def test_the_memory_screen_has_the_layers_and_the_honest_words(make: Make,
     async with running(app, (100, 40)) as pilot:
         await say(pilot, "hi")
         await idle(pilot)
-        await pilot.press("f4")
+        await press(pilot, "f4")
         await wait_until(pilot, lambda: app.screen.id == "memory")
-        text = screen_text(app)
-        assert "saturation" in text
-        assert "18" in text
-        assert "lossy" in text
+        await shows(pilot, "saturation", "18", "lossy")
 
 
 async def test_an_untrained_memory_says_so_everywhere(make: Make, running: Running) -> None:
     app = make(ScriptedEngine(["x"], trained=False))
     async with running(app, (100, 40)) as pilot:
-        assert "memory off" in screen_text(app)
-        assert "forgets" in screen_text(app)
-        await pilot.press("f4")
-        await wait_until(pilot, lambda: "sliding window" in screen_text(app))
+        await shows(pilot, "memory off")
+        await shows(pilot, "forgets")
+        await press(pilot, "f4")
+        await shows(pilot, "sliding window")
 
 
 async def test_help_has_every_command_and_escape_leaves_it(make: Make, running: Running) -> None:
     app = make()
     async with running(app, (100, 70)) as pilot:
-        await pilot.press("f1")
-        await wait_until(pilot, lambda: "Commands" in screen_text(app))
-        for name in ("/read FILE…", "/regenerate", "/export", "Ctrl+Q"):
-            assert name in screen_text(app)
-        await pilot.press("escape")
-        assert app.screen is app.chat
+        await press(pilot, "f1")
+        await shows(pilot, "Commands")
+        await shows(pilot, "/read FILE…", "/regenerate", "/export", "Ctrl+Q")
+        await press(pilot, "escape")
+        await wait_until(pilot, lambda: app.screen is app.chat)
 
 
 async def test_the_palette_runs_a_command(make: Make, running: Running) -> None:
     app = make()
     async with running(app) as pilot:
-        await pilot.press("ctrl+p")
+        await press(pilot, "ctrl+p")
         await wait_until(pilot, lambda: app.screen is not app.chat)
-        await pilot.press(*"memory")
-        await wait_until(pilot, lambda: "layer by layer" in screen_text(app))
-        await pilot.press("enter")
+        await press(pilot, *"memory")
+        await shows(pilot, "layer by layer")
+        await press(pilot, "enter")
         await wait_until(pilot, lambda: app.screen.id == "memory")
 
 
@@ -312,5 +317,5 @@ async def test_keys_are_remapped_by_the_key_map(make: Make, running: Running, pa
     paths.keymap.write_text('sessions = "f9"\n')
     app = make()
     async with running(app) as pilot:
-        await pilot.press("f9")
+        await press(pilot, "f9")
         await wait_until(pilot, lambda: app.screen.id == "sessions")

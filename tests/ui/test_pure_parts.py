@@ -194,6 +194,27 @@ def test_arguments_complete_from_their_choices() -> None:
     assert candidates("/theme nord", choices) == []
 
 
+def test_what_is_typed_in_full_comes_before_longer_names_with_it_inside() -> None:
+    choices = {"open": lambda: [("chat-10", ""), ("old chat-1", ""), ("chat-1", "")]}
+    assert [c.label for c in candidates("/open chat-1", choices)] == ["chat-1", "chat-10", "old chat-1"]
+
+
+def test_a_folder_can_be_read_whole_or_gone_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my books").mkdir()
+    (tmp_path / "my books" / "b.txt").touch()
+    (tmp_path / "my books" / "b").touch()
+    monkeypatch.chdir(tmp_path)
+    (folder,) = candidates("/read my", {})
+    assert (folder.text, folder.final) == ('/read "my books/"', False)
+    inside = candidates(folder.text, {})
+    assert [(c.text, c.final) for c in inside] == [
+        ('/read "my books/"', True),
+        ('/read "my books/b"', True),
+        ('/read "my books/b.txt"', True),
+    ]
+    assert [c.label for c in candidates('/read "my books/b"', {})] == ["my books/b", "my books/b.txt"]
+
+
 def test_paths_complete_with_folders_first_and_blanks_quoted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,7 +94,7 @@ class ChatScreen(Screen[None]):
         yield Static(markup=False, id="title")
         yield Transcript(self._fetch, self.store.message, self.position, self._welcome, id="transcript")
         yield ActivityLine(id="activity")
-        yield CompletionList(id="completions")
+        yield CompletionList(lambda text: candidates(text, self.commands.choices), id="completions")
         with Vertical(id="prompt-box"):
             yield Prompt(
                 self.services.history, enter_sends=self.services.settings.ui.enter_sends, id="prompt"
@@ -103,6 +103,7 @@ class ChatScreen(Screen[None]):
         yield Footer()
 
     async def on_mount(self) -> None:
+        self.prompt.popup = self.completions
         self.prompt.focus()
         self._paint_session()
         # The transcript follows the first paint, the checkpoint follows the transcript.
@@ -204,32 +205,16 @@ class ChatScreen(Screen[None]):
 
     @on(Prompt.Submitted)
     async def _submitted(self, event: Prompt.Submitted) -> None:
-        self.completions.close()
         text = event.text
         if text.startswith("/") and not text.startswith("//"):
             await self.commands.run(text)
             return
         await self.turns.send(text.removeprefix("/") if text.startswith("//") else text)
 
-    @on(Prompt.Typed)
-    def _typed(self, event: Prompt.Typed) -> None:
-        if event.text == event.before:
-            self.completions.offer(candidates(event.before, self.commands.choices))
-        else:
-            self.completions.close()
-        self.prompt.popup_open = self.completions.is_open
-
-    @on(Prompt.PopupKey)
-    def _popup_key(self, event: Prompt.PopupKey) -> None:
-        self.completions.press(event.key)
-        self.prompt.popup_open = self.completions.is_open
-
     @on(CompletionList.Taken)
     def _taken(self, event: CompletionList.Taken) -> None:
-        self.prompt.set_text(event.candidate.text)
         self.prompt.focus()
-        if event.run:
-            self.prompt.submit()
+        self.prompt.take(event.candidate, run=event.run)
 
     @on(Prompt.Leave)
     def _leave(self, event: Prompt.Leave) -> None:

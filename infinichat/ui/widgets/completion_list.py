@@ -1,7 +1,8 @@
-"""The list of completions above the prompt. It never takes the focus: the prompt sends it its keys."""
+"""The list of completions above the prompt. It never takes the focus: the prompt gives it its keys."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from textual.content import Content
@@ -19,19 +20,27 @@ class CompletionList(OptionList, can_focus=False):
 
     @dataclass
     class Taken(TextualMessage):
-        """A candidate was chosen; ``run`` says that it was with Enter on a complete command."""
+        """A candidate was clicked; ``run`` says that it is a complete command."""
 
         candidate: Candidate
         run: bool
 
-    def __init__(self, *, id: str | None = None) -> None:
+    def __init__(self, source: Callable[[str], list[Candidate]], *, id: str | None = None) -> None:
+        """``source`` gives the candidates for the text before the cursor."""
         super().__init__(id=id, compact=True, markup=False)
+        self._source = source
         self._candidates: list[Candidate] = []
+        self._typed = ""
         self.display = False
 
     @property
     def is_open(self) -> bool:
         return bool(self.display)
+
+    def typed(self, text: str, before: str) -> None:
+        """Offer what fits; nothing while the cursor stands inside the text."""
+        self._typed = before
+        self.offer(self._source(before) if text == before else [])
 
     def offer(self, candidates: list[Candidate]) -> None:
         """Show these, or hide when there are none."""
@@ -47,11 +56,8 @@ class CompletionList(OptionList, can_focus=False):
         if candidates:
             self.highlighted = 0
 
-    def close(self) -> None:
-        self.offer([])
-
-    def press(self, key: str) -> None:
-        """A key that the prompt passed on."""
+    def press(self, key: str) -> Candidate | None:
+        """A key that the prompt passed on; Tab and Enter return the candidate they choose."""
         if key == "escape":
             self.display = False
         elif key == "up":
@@ -60,7 +66,11 @@ class CompletionList(OptionList, can_focus=False):
             self.action_cursor_down()
         elif self.highlighted is not None:
             candidate = self._candidates[self.highlighted]
-            self.post_message(self.Taken(candidate, run=key == "enter" and candidate.final))
+            if key == "tab" and candidate.text == self._typed and len(self._candidates) > 1:
+                # Tab goes on, into a folder that Enter would take as it is.
+                return self._candidates[(self.highlighted + 1) % len(self._candidates)]
+            return candidate
+        return None
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         event.stop()

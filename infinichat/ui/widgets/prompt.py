@@ -3,13 +3,14 @@
 Shift+Enter makes a new line where the terminal can tell it from Enter (kitty protocol); Ctrl+J and Alt+Enter
 do everywhere. With ``enter_sends`` off, Enter makes the line and Ctrl+J, Alt+Enter or Ctrl+Enter sends. Up
 on the first line and Down on the last walk through the history. While the completion list is open it gets
-Up, Down, Tab, Enter and Escape first. Pasted control characters turn into their pictures."""
+Up, Down, Tab, Enter and Escape first, and it always is the list of what is typed at that moment, however
+fast the keys come. Pasted control characters turn into their pictures."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from textual import events
 from textual.actions import SkipAction
@@ -17,6 +18,7 @@ from textual.binding import Binding, BindingType
 from textual.message import Message as TextualMessage
 from textual.widgets import TextArea
 
+from infinichat.ui.completion import Candidate
 from infinichat.ui.history import PromptHistory
 from infinichat.ui.plain_text import visible
 
@@ -27,8 +29,26 @@ LARGEST = 10
 _NEWLINE_KEYS = {"shift+enter", "ctrl+j", "alt+enter", "ctrl+enter", "shift+\r", "alt+\r", "ctrl+\r"}
 
 
+_POPUP_KEYS = {"up", "down", "tab", "enter", "escape"}
+
+
+class Popup(Protocol):
+    """What the prompt needs of the list of completions above it."""
+
+    @property
+    def is_open(self) -> bool: ...
+
+    def typed(self, text: str, before: str) -> None:
+        """The text or the place of the cursor has changed; ``before`` is what is before the cursor."""
+        ...
+
+    def press(self, key: str) -> Candidate | None:
+        """A key while the list is open; returns what it chose, if anything."""
+        ...
+
+
 class Prompt(TextArea):
-    """Where one types. Posts ``Submitted``, ``Typed`` and what the completion list has to know."""
+    """Where one types. Posts ``Submitted`` and ``Leave``; ``popup`` is the list of completions, if any."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+c,super+c", "copy", "Copy", show=False),
@@ -40,19 +60,6 @@ class Prompt(TextArea):
         """The text was sent."""
 
         text: str
-
-    @dataclass
-    class Typed(TextualMessage):
-        """The text or the cursor's place in it has changed; ``before`` is the text before the cursor."""
-
-        text: str
-        before: str
-
-    @dataclass
-    class PopupKey(TextualMessage):
-        """A key for the completion list."""
-
-        key: str
 
     @dataclass
     class Leave(TextualMessage):
@@ -70,7 +77,7 @@ class Prompt(TextArea):
         self._rows = 1
         self._typed_at = float("-inf")
         self._reported = ("", "")
-        self.popup_open = False
+        self.popup: Popup | None = None
         self.placeholder = "Message… (/ for commands)"
 
     def on_text_area_changed(self) -> None:
@@ -96,7 +103,8 @@ class Prompt(TextArea):
         before = self.get_text_range((0, 0), self.cursor_location)
         if (self.text, before) != self._reported:
             self._reported = (self.text, before)
-            self.post_message(self.Typed(self.text, before))
+            if self.popup is not None:
+                self.popup.typed(self.text, before)
 
     def set_text(self, text: str) -> None:
         """Replace everything and put the cursor at the end; undo brings the old text back."""
@@ -110,9 +118,8 @@ class Prompt(TextArea):
 
     async def _on_key(self, event: events.Key) -> None:
         self._typed_at = time.monotonic()
-        if self.popup_open and event.key in {"up", "down", "tab", "enter", "escape"}:
+        if event.key in _POPUP_KEYS and self._popup_takes(event.key):
             self._swallow(event)
-            self.post_message(self.PopupKey(event.key))
             return
         sends = event.key == "enter" if self._enter_sends else event.key in _NEWLINE_KEYS
         if sends:
@@ -124,6 +131,24 @@ class Prompt(TextArea):
             self.scroll_cursor_visible()
         else:
             await super()._on_key(event)
+
+    def _popup_takes(self, key: str) -> bool:
+        """Give the key to the completion list; ``False`` when it is not open."""
+        # The message about the last change may still be in the queue behind this key.
+        self._report()
+        if self.popup is None or not self.popup.is_open:
+            return False
+        candidate = self.popup.press(key)
+        if candidate is not None:
+            self.take(candidate, run=key == "enter" and candidate.final)
+        return True
+
+    def take(self, candidate: Candidate, *, run: bool) -> None:
+        """Make the text that of a candidate, and send it when it is to ``run``."""
+        self.set_text(candidate.text)
+        self._report()
+        if run:
+            self.submit()
 
     @staticmethod
     def _swallow(event: events.Key) -> None:
@@ -137,6 +162,7 @@ class Prompt(TextArea):
             return
         self._entries.add(text)
         self.clear()
+        self._report()
         self.post_message(self.Submitted(text))
 
     async def _on_paste(self, event: events.Paste) -> None:

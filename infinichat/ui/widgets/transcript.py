@@ -205,10 +205,21 @@ class Transcript(VerticalScroll, can_focus=True):
                 await move()
             finally:
                 self._paging = False
+            # Twice: a page that was mounted puts the scroll back after its first refresh.
+            self.call_after_refresh(self.call_after_refresh, self._look_at_ends)
 
         if not self._paging:
             self._paging = True
             self.run_worker(page(), group="page")
+
+    def _look_at_ends(self) -> None:
+        """Page on for someone who came to an end while a page was being mounted: no scrolling tells it."""
+        if not self._settled or self._moving.locked() or self.max_scroll_y == 0:
+            return
+        if self.scroll_y <= 1 and self._window.has_older:
+            self._page(self._page_up)
+        elif self.scroll_y >= self.max_scroll_y - 1 and self._window.has_newer:
+            self._page(self._page_down)
 
     async def _page_up(self, count: int = PAGE) -> None:
         async with self._moving:
