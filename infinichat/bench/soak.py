@@ -43,12 +43,14 @@ PROBE = 32
 
 @dataclass(slots=True)
 class Progress:
-    """Where a soak is: tokens streamed, seconds that took, rows so far; ``decade_*`` since the last row."""
+    """Where a soak is: tokens streamed, seconds that took, rows so far; ``decade_*`` since the last row.
+    ``decade_cpu`` is processor time: what a token costs also where other programs take the cores away."""
 
     tokens: int = 0
     seconds: float = 0.0
     decade_tokens: int = 0
     decade_seconds: float = 0.0
+    decade_cpu: float = 0.0
     rows: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -95,7 +97,7 @@ class _Soak:
             self._stretch(state, progress, stop)
             if progress.tokens in (_next_mark(progress.tokens - 1), tokens):
                 progress.rows.append(self._look(state, progress))
-                progress.decade_tokens, progress.decade_seconds = 0, 0.0
+                progress.decade_tokens, progress.decade_seconds, progress.decade_cpu = 0, 0.0, 0.0
             if time.monotonic() - saved > SAVE_EVERY_S:
                 self._keep(state, progress)
                 saved = time.monotonic()
@@ -104,10 +106,11 @@ class _Soak:
 
     def _stretch(self, state: Any, progress: Progress, stop: int) -> None:
         ids = self.source.ids(progress.tokens, stop)
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         for _ in self.engine.feed(state, ids):
             pass
         seconds = time.perf_counter() - start
+        progress.decade_cpu += time.process_time() - cpu
         progress.decade_tokens += len(ids)
         progress.decade_seconds += seconds
         progress.seconds += seconds
@@ -125,6 +128,7 @@ class _Soak:
         row = {
             "history": progress.tokens,
             "tokens_per_s": progress.decade_tokens / progress.decade_seconds,
+            "cpu_ms": 1e3 * progress.decade_cpu / progress.decade_tokens,
             "decode_ms": 1e3 * decode_s,
             "rss_mb": psutil.Process().memory_info().rss / 1e6,
             "state_mb": self.engine.state_bytes(state) / 1e6,
@@ -132,7 +136,8 @@ class _Soak:
             "written": sum(layer.written for layer in self.engine.layer_memory(state)),
         }
         self.say(
-            f"-- {progress.tokens:,} tokens: reading {row['tokens_per_s']:.0f} tokens/s, answering "
+            f"-- {progress.tokens:,} tokens: reading {row['tokens_per_s']:.0f} tokens/s "
+            f"({row['cpu_ms']:.3f} ms of processor a token), answering "
             f"{row['decode_ms']:.1f} ms a token, RAM {row['rss_mb']:.0f} MB, state {row['state_mb']:.2f} MB, "
             f"{'all numbers finite' if finite else 'NOT FINITE'}"
         )
