@@ -32,6 +32,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), set()),
     "messages": (set(), set()),
     "protocols": ({"messages"}, set()),
+    "text": ({"errors"}, set()),
     "paths": (set(), {"platformdirs"}),
     "config": ({"errors", "messages", "paths"}, {"platformdirs"}),
     "attention": (set(), {"torch"}),
@@ -47,8 +48,8 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     ),
     "store": ({"messages", "protocols", "errors", "paths"}, {"safetensors"}),
     "session": ({"store", "chat_format", "messages", "protocols", "errors", "config", "paths"}, set()),
-    "ui": (FRONT | {"ui"}, {"textual", "rich", "psutil"}),
-    "cli": (FRONT | {"cli"}, {"rich"}),
+    "ui": (FRONT | {"ui", "text"}, {"textual", "rich", "psutil"}),
+    "cli": (FRONT | {"cli", "text"}, {"rich"}),
     "server": (FRONT | {"server"}, {"starlette", "uvicorn"}),
     "corpus": ({"chat_format", "errors", "messages", "protocols"}, set()),
     "training": (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from infinichat.cli.context import Context
 from infinichat.cli.parser import add_json
-from infinichat.cli.text import counted, size
+from infinichat.text.figures import counted, size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

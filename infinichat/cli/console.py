@@ -1,8 +1,8 @@
 """The three standard streams, with this project's rules: text to stdout, status and progress to stderr.
 
-Everything written through here is made harmless first (see ``text.py``). Progress is one line that repaints
-itself on a terminal, and an occasional plain line elsewhere, so that logs stay readable. No colour is used,
-so there is nothing that ``NO_COLOR`` would have to switch off.
+Everything written through here is made harmless first (see ``text/harmless.py``). Progress is one line that
+repaints itself on a terminal, and an occasional plain line elsewhere, so that logs stay readable. No colour
+is used, so there is nothing that ``NO_COLOR`` would have to switch off.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from infinichat.cli.text import columns, safe, to_json
+from infinichat.cli.text import to_json
+from infinichat.text.harmless import columns, visible
 
 # Exit statuses beside 0, 1 and 2: ended by Ctrl+C; the reader of the pipe went away.
 INTERRUPTED = 130
@@ -51,7 +52,7 @@ class Console:
     def write(self, text: str) -> None:
         """Text to stdout at once, without a newline; the progress line goes away first."""
         self.clear_progress()
-        self.stdout.write(safe(text))
+        self.stdout.write(visible(text))
         self.stdout.flush()
 
     def line(self, text: str = "") -> None:
@@ -60,7 +61,7 @@ class Console:
     def raw(self, text: str) -> None:
         """Exact text to a file or pipe; a terminal still gets the harmless form."""
         self.clear_progress()
-        self.stdout.write(safe(text) if self.stdout.isatty() else text)
+        self.stdout.write(visible(text) if self.stdout.isatty() else text)
         self.stdout.flush()
 
     def json(self, value: Any) -> None:
@@ -71,7 +72,7 @@ class Console:
     def status(self, text: str) -> None:
         """A sentence about what is going on, to stderr."""
         self.clear_progress()
-        self.stderr.write(safe(text) + "\n")
+        self.stderr.write(visible(text) + "\n")
         self.stderr.flush()
 
     def fail(self, text: str) -> None:
@@ -80,7 +81,7 @@ class Console:
     def progress(self, text: str) -> None:
         """Repaint the progress line; elsewhere print a line for every ten seconds that the work takes."""
         if self.live:
-            line = safe(text)[: max(20, _width(self.stderr) - 1)]
+            line = visible(text)[: max(20, _width(self.stderr) - 1)]
             blank = " " * max(0, self._painted - columns(line))
             self.stderr.write(f"\r{line}{blank}")
             self.stderr.flush()
@@ -119,7 +120,7 @@ class Console:
         if not (self.stdin.isatty() and self.stderr.isatty()):
             return False
         self.clear_progress()
-        self.stderr.write(f"{safe(question)} [{'Y/n' if default else 'y/N'}] ")
+        self.stderr.write(f"{visible(question)} [{'Y/n' if default else 'y/N'}] ")
         self.stderr.flush()
         answer = self.stdin.readline().strip().lower()
         return default if not answer else answer.startswith("y")

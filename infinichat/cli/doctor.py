@@ -11,8 +11,8 @@ import argparse
 from infinichat.cli.context import Context
 from infinichat.cli.doctor_checks import CHECKS, Finding
 from infinichat.cli.parser import add_json
-from infinichat.cli.text import counted
 from infinichat.errors import InfiniChatError
+from infinichat.text.figures import counted
 
 _SIGN = {"ok": "ok     ", "warning": "warning", "fault": "FAULT  "}
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Literal
 
 from infinichat.cli.context import Context
-from infinichat.cli.text import counted, size
 from infinichat.config import ENV_PREFIX, env_name, setting_keys
+from infinichat.text.figures import counted, size
 
 # A checkpoint, its states and a database copy need room. Bytes.
 _LOW_DISK = 500e6

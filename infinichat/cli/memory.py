@@ -12,9 +12,10 @@ from infinichat.cli.console import INTERRUPTED
 from infinichat.cli.context import Context
 from infinichat.cli.parser import add_json
 from infinichat.cli.streaming import play
-from infinichat.cli.text import size, table
+from infinichat.cli.text import table
 from infinichat.errors import InfiniChatError
 from infinichat.messages import MemoryReport
+from infinichat.text.figures import size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 from infinichat.cli.context import Context
 from infinichat.cli.parser import add_json
 from infinichat.cli.streaming import stops_on_ctrl_c
-from infinichat.cli.text import counted, one_line, size, table
+from infinichat.cli.text import table
 from infinichat.config import save_setting
+from infinichat.text.figures import counted, size
+from infinichat.text.harmless import one_line
 
 if TYPE_CHECKING:
     from infinichat.model.pull import PullProgress

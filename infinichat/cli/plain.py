@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from infinichat.cli.console import INTERRUPTED, Console
 from infinichat.cli.context import Context
 from infinichat.cli.plain_commands import PlainChat, run_command
-from infinichat.cli.text import counted
 from infinichat.errors import InfiniChatError
+from infinichat.text.figures import counted
 
 _QUOTES = '"""'
 _PROMPT = "you: "

@@ -6,7 +6,6 @@ Each function gets the chat and the rest of the line and returns whether Ctrl+C 
 from __future__ import annotations
 
 import difflib
-import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +14,16 @@ from typing import TYPE_CHECKING, Self
 
 from infinichat.cli.console import Console
 from infinichat.cli.context import Context
-from infinichat.cli.documents import check, documents
 from infinichat.cli.memory import memory_text
 from infinichat.cli.read import read_one
 from infinichat.cli.sessions import format_for, sessions_table, transcript_entry, write_text
 from infinichat.cli.streaming import play
-from infinichat.cli.text import ago, one_line
 from infinichat.errors import InfiniChatError, UsageError
 from infinichat.messages import StreamEvent
 from infinichat.protocols import Engine
+from infinichat.text.documents import documents, named_paths, split_names
+from infinichat.text.figures import ago
+from infinichat.text.harmless import one_line
 
 if TYPE_CHECKING:
     from infinichat.session import ChatSession
@@ -192,12 +192,7 @@ def _rename(chat: PlainChat, rest: str) -> bool:
 
 
 def _read(chat: PlainChat, rest: str) -> bool:
-    try:
-        files = shlex.split(_needs(rest, "/read FILE…"))
-    except ValueError as error:
-        raise UsageError(f"'{rest}' has an open quotation mark. Next: /read \"a file.txt\"") from error
-    check(files)
-    for document in documents(files):
+    for document in documents(named_paths(split_names(_needs(rest, "/read FILE…")))):
         if read_one(chat.session, document, chat.context, again=False)[1]:
             chat.console.status("stopped; the same command goes on from here")
             return True

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infinichat.cli.console import INTERRUPTED
 from infinichat.cli.context import Context
-from infinichat.cli.documents import Document, check, documents
 from infinichat.cli.parser import add_json
 from infinichat.cli.streaming import play
-from infinichat.cli.text import duration
+from infinichat.text.documents import Document, documents, named_paths
+from infinichat.text.figures import duration
 
 if TYPE_CHECKING:
     from infinichat.session import ChatSession
@@ -31,12 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, context: Context) -> int:
     console = context.console
-    check(args.files)
+    named_paths(name for name in args.files if name != "-")
     stdin = console.piped_text() if "-" in args.files else ""
     rows: list[dict[str, object]] = []
     interrupted = False
     with context.open_session(args.session, model=args.model) as session:
-        for document in documents(args.files, encoding=args.encoding, stdin=stdin):
+        for document in wanted(args.files, encoding=args.encoding, stdin=stdin):
             row, interrupted = read_one(session, document, context, again=args.again)
             rows.append(row)
             if interrupted:
@@ -46,6 +48,15 @@ def run(args: argparse.Namespace, context: Context) -> int:
             seen = session.memory_report().tokens_seen
             console.json({"session": session.name, "documents": rows, "tokens_seen": seen})
     return INTERRUPTED if interrupted else 0
+
+
+def wanted(names: Sequence[str], *, encoding: str, stdin: str) -> Iterator[Document]:
+    """The documents that the names on the command line mean; "-" is what was piped in."""
+    for name in names:
+        if name == "-":
+            yield Document("stdin", stdin)
+        else:
+            yield from documents([Path(name).expanduser()], encoding=encoding)
 
 
 def read_one(

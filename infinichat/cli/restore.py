@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from infinichat.cli.context import Context
-from infinichat.cli.text import counted
 from infinichat.errors import UsageError
+from infinichat.text.figures import counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

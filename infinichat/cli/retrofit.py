@@ -11,7 +11,7 @@ from pathlib import Path
 from infinichat.cli.context import Context
 from infinichat.cli.models import entry_json, registry_of
 from infinichat.cli.parser import add_json, whole
-from infinichat.cli.text import size
+from infinichat.text.figures import size
 
 MEMORIES = ("recall", "linear", "delta")
 

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from infinichat.cli.context import Context
-from infinichat.cli.documents import read_text
 from infinichat.cli.parser import add_json, whole
-from infinichat.cli.text import ago, counted, one_line, table
+from infinichat.cli.text import table
 from infinichat.errors import InfiniChatError
 from infinichat.messages import Message
 from infinichat.session.recovery import recover_interrupted
+from infinichat.text.documents import read_text
+from infinichat.text.figures import ago, counted
+from infinichat.text.harmless import one_line
 
 if TYPE_CHECKING:
     from infinichat.store import SearchHit, SessionRecord, Store

@@ -14,8 +14,8 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from infinichat.cli.console import Console
-from infinichat.cli.text import duration
 from infinichat.messages import Notice, PrefillProgress, StateRestored, StreamEvent, TextDelta, TurnFinished
+from infinichat.text.figures import duration
 
 if TYPE_CHECKING:
     from infinichat.session import ChatSession

@@ -6,7 +6,7 @@ import argparse
 
 from infinichat.cli.context import Context
 from infinichat.cli.parser import add_json
-from infinichat.cli.text import counted
+from infinichat.text.figures import counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

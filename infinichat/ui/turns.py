@@ -25,7 +25,7 @@ from infinichat.messages import (
     TextDelta,
     TurnFinished,
 )
-from infinichat.ui.documents import documents
+from infinichat.text.documents import documents
 from infinichat.ui.events import DocumentOpened, ScreenEvent
 from infinichat.ui.widgets.entry import AnswerEntry, DocumentEntry, Entry, Note, UserEntry
 from infinichat.ui.worker import Run

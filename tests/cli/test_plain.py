@@ -70,7 +70,7 @@ def test_help_names_every_command(run: Run) -> None:
         ("/regenrate", "there is no command '/regenrate'; near: /regenerate"),
         ("/open", "'/open' needs an argument: /open NAME"),
         ("/open nowhere", "nowhere"),
-        ("/read nope.txt", "there is no file 'nope.txt'"),
+        ("/read nope.txt", "There is no file 'nope.txt'"),
         ('/read "a', "has an open quotation mark"),
         ("/version 3", "there is no answer yet"),
         ("/edit x", "there is no message to edit"),

@@ -67,7 +67,7 @@ def test_a_folder_and_a_pipe_are_documents(run: Run, paths: Paths, book: Path) -
 def test_a_missing_file_is_found_before_a_session_is_made(run: Run, paths: Paths) -> None:
     result = run("read", "nope.txt", "--session", "t")
     assert (result.status, result.out) == (2, "")
-    assert result.err == "infinichat: there is no file 'nope.txt'. Next: check the path\n"
+    assert result.err == "infinichat: There is no file 'nope.txt'. Next: check the path.\n"
     with Store.open(paths) as store:
         assert store.sessions() == []
 

@@ -11,74 +11,17 @@ from textual import events
 
 from infinichat.errors import InfiniChatError, UsageError
 from infinichat.messages import LayerMemory, MemoryReport, PrefillProgress
-from infinichat.ui import clipboard, external_editor, figures
+from infinichat.ui import clipboard, external_editor
 from infinichat.ui.catalog import flat_recall
 from infinichat.ui.commands import COMMANDS, parse
 from infinichat.ui.completion import candidates
-from infinichat.ui.documents import documents, named_paths
 from infinichat.ui.history import KEEP, PromptHistory
-from infinichat.ui.plain_text import one_line, visible
 from infinichat.ui.screens.chat_commands import ChatCommands
 from infinichat.ui.screens.memory import describe, honest
 from infinichat.ui.terminal_keys import teach_alt_enter
 from infinichat.ui.widgets.activity import describe as describe_progress
 from infinichat.ui.widgets.entry import fences
 from infinichat.ui.widgets.status import Status, line
-
-# -- harmless text
-
-
-def test_control_characters_are_shown_and_text_stays_as_it_is() -> None:
-    assert visible("a\x1b[31mred\x07\x7f\tb\nc") == "a␛[31mred␇␡\tb\nc"
-    assert visible("\x9b31m") == "\\x9b31m"
-    assert visible("safe \u202etxt.exe") == "safe \\u202etxt.exe"
-    assert visible("one\r\ntwo\rthree") == "one\ntwo␍three"
-    assert visible("größer [b]not markup[/b] 漢字 🙂") == "größer [b]not markup[/b] 漢字 🙂"
-
-
-def test_every_character_below_space_is_shown_except_tab_and_newline() -> None:
-    for code in [*range(0x20), *range(0x7F, 0xA0)]:
-        kept = chr(code) in "\t\n"
-        assert (visible(chr(code)) == chr(code)) is kept
-
-
-def test_one_line_is_cut_to_its_width_and_has_no_line_end() -> None:
-    assert one_line("a\n b\t c", 10) == "a b c"
-    assert one_line("x" * 50, 10) == "xxxxxxxxx…"
-    assert len(one_line("word " * 1_000_000, 40)) <= 40
-
-
-# -- figures
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [(0, "0"), (999, "999"), (1_000, "1.0k"), (12_345, "12.3k"), (123_456, "123k"), (1_234_567, "1.23M")],
-)
-def test_a_count_of_tokens_is_at_most_five_characters(count: int, text: str) -> None:
-    assert figures.tokens(count) == text
-
-
-def test_a_gauge_is_full_only_at_one_and_empty_only_at_zero() -> None:
-    assert figures.bar(0, 4) == "▱▱▱▱"
-    assert figures.bar(0.001, 4) == "▰▱▱▱"
-    assert figures.bar(0.999, 4) == "▰▰▰▱"
-    assert figures.bar(1, 4) == figures.bar(7, 4) == "▰▰▰▰"
-    assert [figures.percent(x) for x in (0, 0.001, 0.5, 0.999, 1)] == ["0 %", "1 %", "50 %", "99 %", "100 %"]
-
-
-def test_times_are_in_at_most_two_units() -> None:
-    assert [figures.duration(s) for s in (0.41, 42, 75, 1800, 5400)] == [
-        "0.4 s",
-        "42 s",
-        "1 min 15 s",
-        "30 min",
-        "1 h 30 min",
-    ]
-    assert figures.ago(0, 30) == "just now"
-    assert figures.ago(0, 7200) == "2 h ago"
-    assert figures.ago(0, 40 * 86400) == "1970-01-01"
-
 
 # -- the status line
 
@@ -246,37 +189,6 @@ def test_enter_alone_stays_enter() -> None:
 
     teach_alt_enter()
     assert [event.key for event in XTermParser().feed("\r") if isinstance(event, events.Key)] == ["enter"]
-
-
-# -- documents
-
-
-def test_a_folder_means_its_text_files_in_order(tmp_path: Path) -> None:
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "b.txt").write_text("two")
-    (tmp_path / "sub" / "a.txt").write_text("three")
-    (tmp_path / "a.txt").write_text("one")
-    (tmp_path / ".git").write_text("no")
-    (tmp_path / "x.bin").write_bytes(b"\0\1")
-    found = [(d.title, d.text) for d in documents(named_paths(str(tmp_path)))]
-    assert found == [("a.txt", "one"), ("b.txt", "two"), ("sub/a.txt", "three")]
-
-
-def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
-    (tmp_path / "x.bin").write_bytes(b"\0\1")
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="nowhere"):
-        named_paths("nowhere.txt")
-    with pytest.raises(UsageError, match="open quotation"):
-        named_paths('"a')
-    for name, sentence in (
-        ("x.bin", "not a text file"),
-        ("latin.txt", "at byte 3"),
-        ("empty", "no text file"),
-    ):
-        with pytest.raises(InfiniChatError, match=sentence):
-            list(documents([tmp_path / name]))
 
 
 # -- history

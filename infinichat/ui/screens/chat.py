@@ -21,10 +21,11 @@ from textual.widgets import Footer, Static
 from infinichat.errors import InfiniChatError, ModelNotFoundError
 from infinichat.messages import MemoryReport, Message, SamplingOptions
 from infinichat.protocols import EngineInfo
-from infinichat.ui import events, figures
+from infinichat.text import figures
+from infinichat.text.harmless import one_line, visible
+from infinichat.ui import events
 from infinichat.ui.completion import candidates
 from infinichat.ui.palette import MUTED
-from infinichat.ui.plain_text import one_line, visible
 from infinichat.ui.screens.chat_commands import ChatCommands
 from infinichat.ui.services import Services
 from infinichat.ui.turns import Turns, sentence

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from infinichat.config import parse_value, save_setting, setting_keys
 from infinichat.errors import InfiniChatError, UsageError
 from infinichat.messages import Message
+from infinichat.text.documents import named_paths, split_names
+from infinichat.text.harmless import visible
 from infinichat.ui import external_editor
 from infinichat.ui.commands import parse
-from infinichat.ui.documents import named_paths
-from infinichat.ui.plain_text import visible
 from infinichat.ui.turns import options
 from infinichat.ui.widgets.entry import AnswerEntry, Entry, fences
 from infinichat.ui.widgets.transcript import Act
@@ -148,7 +148,7 @@ class ChatCommands:
         await self._screen.say(f"Wrote {file.absolute()}")
 
     async def command_import(self, rest: str) -> None:
-        path = named_paths(rest)[0]
+        path = named_paths(split_names(rest))[0]
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -160,7 +160,7 @@ class ChatCommands:
     # -- the conversation
 
     async def command_read(self, rest: str) -> None:
-        self._screen.turns.read(named_paths(rest))
+        self._screen.turns.read(named_paths(split_names(rest)))
 
     async def command_regenerate(self, rest: str) -> None:
         tail = self._screen.store.path(self._screen.session_id, limit=1)

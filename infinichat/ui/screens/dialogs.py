@@ -12,8 +12,8 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
+from infinichat.text.harmless import visible
 from infinichat.ui.history import PromptHistory
-from infinichat.ui.plain_text import visible
 from infinichat.ui.widgets.prompt import Prompt
 
 

@@ -13,9 +13,9 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from infinichat.messages import LayerMemory, MemoryReport
-from infinichat.ui import figures
+from infinichat.text import figures
+from infinichat.text.harmless import one_line
 from infinichat.ui.palette import MUTED
-from infinichat.ui.plain_text import one_line
 
 if TYPE_CHECKING:
     from infinichat.ui.screens.chat import ChatScreen

@@ -14,10 +14,10 @@ from textual.widgets import Footer, OptionList, Static
 from textual.widgets.option_list import Option
 
 from infinichat.errors import CancelledError, InfiniChatError
-from infinichat.ui import figures
+from infinichat.text import figures
+from infinichat.text.harmless import one_line, visible
 from infinichat.ui.catalog import CatalogEntry
 from infinichat.ui.palette import MUTED
-from infinichat.ui.plain_text import one_line, visible
 from infinichat.ui.services import Services
 
 

@@ -14,9 +14,9 @@ from textual.widgets.option_list import Option
 
 from infinichat.errors import InfiniChatError
 from infinichat.store import SearchHit, SessionRecord
-from infinichat.ui import figures
+from infinichat.text import figures
+from infinichat.text.harmless import one_line, visible
 from infinichat.ui.palette import MUTED
-from infinichat.ui.plain_text import one_line, visible
 from infinichat.ui.screens.dialogs import TextDialog
 from infinichat.ui.services import Services
 
@@ -196,7 +196,7 @@ def session_row(record: SessionRecord, now: float, width: int, *, current: bool)
     star = "★" if record.pinned else " "
     right = [
         figures.counted(record.messages, "message").rjust(14),
-        figures.ago(record.updated, now).rjust(10),
+        figures.ago(record.updated, now=now, short=True).rjust(10),
     ]
     if width >= 100:
         right.insert(1, f"{figures.tokens(record.tokens_seen)} tokens".rjust(13))
@@ -218,7 +218,7 @@ def session_row(record: SessionRecord, now: float, width: int, *, current: bool)
 
 def hit_row(hit: SearchHit, now: float, width: int) -> Content:
     """One line: where and when it was said, and the words with the matches marked."""
-    head = f"   {one_line(hit.session_name, 16)} · {figures.ago(hit.created, now)}  "
+    head = f"   {one_line(hit.session_name, 16)} · {figures.ago(hit.created, now=now, short=True)}  "
     pieces: list[str | tuple[str, str]] = [(head, MUTED)]
     place = 0
     for start, end in hit.matches:

@@ -9,8 +9,8 @@ from textual.content import Content
 from textual.widgets import Static
 
 from infinichat.messages import PrefillProgress
-from infinichat.ui import figures
-from infinichat.ui.plain_text import one_line
+from infinichat.text import figures
+from infinichat.text.harmless import one_line
 
 _STAGES = {
     "prompt": "reading your message",

@@ -10,9 +10,9 @@ from textual.message import Message as TextualMessage
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
+from infinichat.text.harmless import visible
 from infinichat.ui.completion import Candidate
 from infinichat.ui.palette import MUTED
-from infinichat.ui.plain_text import visible
 
 
 class CompletionList(OptionList, can_focus=False):

@@ -18,8 +18,8 @@ from textual.message import Message as TextualMessage
 from textual.widgets import Static
 
 from infinichat.messages import FinishReason, Message, TurnStats
-from infinichat.ui import figures
-from infinichat.ui.plain_text import one_line, visible
+from infinichat.text import figures
+from infinichat.text.harmless import one_line, visible
 
 if TYPE_CHECKING:
     from textual.timer import Timer

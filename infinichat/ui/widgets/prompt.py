@@ -18,9 +18,9 @@ from textual.binding import Binding, BindingType
 from textual.message import Message as TextualMessage
 from textual.widgets import TextArea
 
+from infinichat.text.harmless import visible
 from infinichat.ui.completion import Candidate
 from infinichat.ui.history import PromptHistory
-from infinichat.ui.plain_text import visible
 
 LARGEST = 10
 """Rows that the prompt grows to; more text scrolls inside."""

@@ -13,9 +13,9 @@ from rich.cells import cell_len
 from textual.content import Content
 from textual.widgets import Static
 
-from infinichat.ui import figures
+from infinichat.text import figures
+from infinichat.text.harmless import one_line
 from infinichat.ui.palette import MUTED
-from infinichat.ui.plain_text import one_line
 
 SEPARATOR = "  "
 

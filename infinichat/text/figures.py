@@ -1,4 +1,4 @@
-"""Numbers as people read them on a screen: counts, sizes, times, bars. Pure functions.
+"""Numbers as people read them: counts, sizes, times, bars. Pure functions.
 
 >>> tokens(1_234_567), size(98_362_432), duration(75), bar(0.5, 4)
 ('1.23M', '98.4 MB', '1 min 15 s', '▰▰▱▱')
@@ -20,7 +20,7 @@ def tokens(count: int) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes in decimal units: "98.4 MB"."""
+    """Bytes in decimal units: 98,362,432 is "98.4 MB"."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "bytes" or count >= 100 else f"{count:.1f} {unit}"
@@ -41,13 +41,19 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min"
 
 
-def ago(then: float, now: float) -> str:
-    """How long before ``now`` a moment was, both in seconds since the epoch; a date after a month."""
-    seconds = max(0.0, now - then)
-    for limit, divisor, unit in ((3600, 60, "min"), (86400, 3600, "h"), (30 * 86400, 86400, "d")):
+def ago(then: float, *, now: float | None = None, short: bool = False) -> str:
+    """How long before ``now`` a moment was, both in seconds since the epoch; a date after a month.
+
+    "2 hours ago", or "2 h ago" when ``short``.
+    """
+    seconds = max(0.0, (time.time() if now is None else now) - then)
+    units = ((3600, 60, "minute", "min"), (86400, 3600, "hour", "h"), (30 * 86400, 86400, "day", "d"))
+    for limit, divisor, long, brief in units:
         if seconds < limit:
             count = int(seconds // divisor)
-            return "just now" if count == 0 else f"{count} {unit} ago"
+            if count == 0:
+                return "just now"
+            return f"{count} {brief} ago" if short else f"{counted(count, long)} ago"
     return time.strftime("%Y-%m-%d", time.localtime(then))
 
 

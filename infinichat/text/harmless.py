@@ -1,11 +1,14 @@
 """Text from people and models made harmless for a screen: control characters are shown, never obeyed.
 
-An escape character becomes its picture (``\\x1b[31m`` is shown as ``␛[31m``), a C1 control or a character
-that reverses the direction of text becomes its escape (``\\x9b``, ``\\u202e``). Tabs and line ends stay.
-Every string that reaches a widget and was not written in this package goes through ``visible`` first; square
-brackets need nothing, because no widget here is given markup."""
+An escape character becomes its picture (``\\x1b[31m`` is shown as ``␛[31m``); a C1 control, a character that
+reverses the direction of text or a lone surrogate becomes its escape (``\\x9b``, ``\\u202e``). Tabs and line
+ends stay. The app and the commands print nothing that was not written in this package without it, in pipes
+too, because a pipe often ends in a terminal. Square brackets need nothing: no widget here is given markup.
+"""
 
 from __future__ import annotations
+
+import unicodedata
 
 # Overrides, embeddings and isolates; the plain marks U+200E and U+200F are needed in honest Arabic and
 # Hebrew.
@@ -32,8 +35,20 @@ def visible(text: str) -> str:
     return text.replace("\r\n", "\n").translate(_PICTURES)
 
 
-def one_line(text: str, width: int) -> str:
-    """``text`` on one line of at most ``width`` characters, cut with an ellipsis."""
+def columns(text: str) -> int:
+    """How many terminal columns ``text`` takes."""
+    if text.isascii():
+        return len(text)
+    return sum(1 + (unicodedata.east_asian_width(c) in "WF") for c in text if not unicodedata.combining(c))
+
+
+def one_line(text: str, width: int = 80) -> str:
+    """The beginning of ``text`` as one harmless line of at most ``width`` columns, cut with an ellipsis."""
     # A long text is cut before it is cleaned: a document of a million characters costs nothing here.
     line = " ".join(visible(text[: width * 4 + 200]).split())
-    return line if len(line) <= width else line[: max(0, width - 1)].rstrip() + "…"
+    if columns(line) <= width:
+        return line
+    line = line[: max(0, width - 1)]
+    while line and columns(line) > width - 1:
+        line = line[:-1]
+    return line.rstrip() + "…"
