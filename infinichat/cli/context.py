@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from infinichat.cli.console import Console
 from infinichat.config import Settings, load_settings
+from infinichat.errors import ConfigError
 from infinichat.paths import Paths
 from infinichat.protocols import Engine
 
@@ -41,7 +42,11 @@ class Context:
         """The sessions on disk; the caller closes it (it is a context manager)."""
         from infinichat.store import Store
 
-        return Store.open(self.paths)
+        try:
+            keep_days = self.settings().store.keep_deleted_days
+        except ConfigError:
+            keep_days = None  # without settings nobody knows what may go
+        return Store.open(self.paths, keep_deleted_days=keep_days)
 
     def load_engine(self, model: str | None) -> Engine:
         """The engine for a checkpoint's name or path; ``None`` is the one in the settings."""

@@ -43,7 +43,9 @@ def open_session(
     paths = paths or (store.paths if store is not None else default_paths())
     settings = settings or load_settings(paths)
     with contextlib.ExitStack() as undo:
-        opened = store or undo.enter_context(Store.open(paths))
+        opened = store or undo.enter_context(
+            Store.open(paths, keep_deleted_days=settings.store.keep_deleted_days)
+        )
         record = None if new else _existing(opened, name)
         loaded: Engine | None = None
         if record is None:

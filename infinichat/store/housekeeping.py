@@ -22,15 +22,27 @@ from infinichat.store.search import unindex_message
 from infinichat.store.snapshot_file import remove_file
 
 
+def purge_due(database: Database, paths: Paths, *, older_than_s: float) -> int:
+    """``purge_deleted`` for every start: one question and nothing more while no session is due."""
+    return (
+        purge_deleted(database, paths, older_than_s=older_than_s)
+        if _due(database, time.time() - older_than_s)
+        else 0
+    )
+
+
+def _due(database: Database, latest: float) -> list[sqlite3.Row]:
+    with database.read() as connection:
+        return connection.execute(
+            "SELECT id, name FROM sessions WHERE deleted_at IS NOT NULL AND deleted_at <= ?", (latest,)
+        ).fetchall()
+
+
 def purge_deleted(database: Database, paths: Paths, *, older_than_s: float) -> int:
     """Remove sessions that were deleted longer ago than ``older_than_s`` seconds; returns how many."""
     latest = time.time() - older_than_s
-    with database.read() as connection:
-        rows = connection.execute(
-            "SELECT id, name FROM sessions WHERE deleted_at IS NOT NULL AND deleted_at <= ?", (latest,)
-        ).fetchall()
     purged = 0
-    for row in rows:
+    for row in _due(database, latest):
         try:
             lock = SessionLock(paths.locks, row["id"], name=row["name"])
         except SessionLockedError:

@@ -13,10 +13,11 @@ never words.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Literal
 
-from infinichat.errors import UsageError
+from infinichat.errors import StoreError, UsageError
 from infinichat.paths import Paths
 from infinichat.protocols import StateDump
 from infinichat.store import housekeeping, sessions, snapshots
@@ -34,10 +35,12 @@ class Store(SessionStore, MessageStore):
     """Made by ``Store.open``; a context manager. Methods about sessions and messages are inherited."""
 
     @classmethod
-    def open(cls, paths: Paths) -> Store:
+    def open(cls, paths: Paths, *, keep_deleted_days: float | None = None) -> Store:
         """Create what is missing (folders 0700, files 0600) and bring the database to the newest format.
 
-        Raises ``DatabaseError`` (damaged, another program's, a newer infinichat's) or ``DiskError``.
+        With ``keep_deleted_days`` sessions that were deleted longer ago are removed for good; a disk that
+        does not let that happen is no reason not to open. Raises ``DatabaseError`` (damaged, another
+        program's, a newer infinichat's) or ``DiskError``.
         """
         database = Database(paths.database)
         try:
@@ -45,6 +48,9 @@ class Store(SessionStore, MessageStore):
             for folder in (paths.snapshots, paths.locks):
                 private_folder(folder)
             sweep_partial(paths.snapshots)
+            if keep_deleted_days is not None:
+                with contextlib.suppress(StoreError):
+                    housekeeping.purge_due(database, paths, older_than_s=keep_deleted_days * 86400)
         except BaseException:
             database.close()
             raise

@@ -148,7 +148,7 @@ def run_app(
     settings = settings if settings is not None else load_settings(paths)
     handler = _start_log(paths)
     try:
-        with Store.open(paths) as store:
+        with Store.open(paths, keep_deleted_days=settings.store.keep_deleted_days) as store:
             record = _choose_session(store, session, new=new, system=system)
             app = make_app(
                 store,

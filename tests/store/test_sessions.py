@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
 
-from infinichat.errors import SessionNotFoundError, UsageError
+from infinichat.errors import DiskError, SessionNotFoundError, UsageError
+from infinichat.paths import Paths
 from infinichat.protocols import StateDump
 from infinichat.store import Feed, SessionRecord, SnapshotHeader, Store
 
@@ -174,3 +176,37 @@ def test_purge_leaves_a_deleted_session_that_is_open_somewhere(store: Store, ses
         store.delete(session.id)
         assert store.purge_deleted(older_than_s=0) == 0
     assert store.purge_deleted(older_than_s=0) == 1
+
+
+def test_what_was_deleted_long_ago_goes_when_the_store_is_opened(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store.open(paths) as store:
+        old, recent, kept = (store.create_session(name) for name in ("old", "recent", "kept"))
+        store.append(old.id, role="user", content="secret words", reason="complete", chain="c")
+        now = time.time()
+        for record, days in ((old, 31), (recent, 29)):
+            with monkeypatch.context() as patch:
+                patch.setattr("time.time", lambda then=now - days * 86400: then)
+                store.delete(record.id)
+    with Store.open(paths) as store:
+        assert {record.name for record in store.sessions(deleted=True)} == {"old", "recent"}
+    with Store.open(paths, keep_deleted_days=30) as store:
+        assert {record.name for record in store.sessions(deleted=True)} == {"recent"}
+        assert [record.name for record in store.sessions()] == [kept.name]
+        assert store.verify() == []
+    assert b"secret words" not in paths.database.read_bytes()
+
+
+def test_a_disk_that_lets_nothing_be_removed_is_opened_nevertheless(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store.open(paths) as store:
+        store.delete(store.create_session("old").id)
+
+    def refuse(*_: object, **__: object) -> int:
+        raise DiskError("the disk is full")
+
+    monkeypatch.setattr("infinichat.store.housekeeping.purge_due", refuse)
+    with Store.open(paths, keep_deleted_days=0) as store:
+        assert len(store.sessions(deleted=True)) == 1

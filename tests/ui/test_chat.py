@@ -14,7 +14,7 @@ from infinichat.config import Settings, UiSettings
 from infinichat.engine.scripted import ScriptedEngine
 from infinichat.errors import ModelError, ModelFileError
 from infinichat.protocols import Engine
-from infinichat.store import Store
+from infinichat.store import SessionRecord, Store
 from infinichat.ui.widgets.entry import AnswerEntry, DocumentEntry, UserEntry
 from infinichat.ui.worker import Progress
 from tests.ui.acting import (
@@ -77,6 +77,40 @@ async def test_the_transcript_is_there_and_the_prompt_is_usable_before_the_model
         await idle(pilot)
         await shows_no(pilot, "waiting")
         assert [content for _, content, _ in said(store, app)] == ["from last month", "now", "Later."]
+
+
+async def test_what_a_crash_left_of_an_answer_is_there_before_the_model_is(make: Make, store: Store) -> None:
+    loaded = threading.Event()
+
+    def load(model: str | None, progress: Progress) -> Engine:
+        loaded.wait(60)
+        return ScriptedEngine(["Later."])
+
+    def crashed(name: str) -> SessionRecord:
+        record = store.create_session(name)
+        asked = store.append(record.id, role="user", content="go", reason="complete", chain="")
+        store.write_draft(
+            record.id,
+            parent=asked.id,
+            content=f"half an answer in {name}",
+            ids=(5, 6),
+            prompt_ids=(),
+            model="scripted",
+            fingerprint="f",
+        )
+        return store.session(record.id)
+
+    first, second = crashed("one"), crashed("two")
+    app = make(load, session=first)
+    try:
+        async with app.run_test(size=(80, 24)) as pilot:
+            await shows(pilot, "half an answer in one", "interrupted · /continue goes on")
+            assert store.path(first.id)[-1].reason == "interrupted"
+            await say(pilot, "/open two")
+            await shows(pilot, "half an answer in two", "interrupted · /continue goes on")
+            assert store.path(second.id)[-1].reason == "interrupted"
+    finally:
+        loaded.set()
 
 
 @pytest.mark.parametrize("key", ["shift+enter", "ctrl+j", "alt+enter"])

@@ -7,6 +7,7 @@ that takes time on the worker. What is on the screen at the first paint comes fr
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import on
@@ -31,7 +32,7 @@ from infinichat.ui.services import Services
 from infinichat.ui.turns import Turns, sentence
 from infinichat.ui.widgets.activity import ActivityLine
 from infinichat.ui.widgets.completion_list import CompletionList
-from infinichat.ui.widgets.entry import AnswerEntry, Note
+from infinichat.ui.widgets.entry import Note
 from infinichat.ui.widgets.prompt import Prompt
 from infinichat.ui.widgets.status import StatusLine
 from infinichat.ui.widgets.transcript import Transcript
@@ -39,6 +40,8 @@ from infinichat.ui.widgets.transcript import Transcript
 if TYPE_CHECKING:
     from infinichat.store import SessionRecord, Store
     from infinichat.ui.worker import SessionWorker
+
+log = logging.getLogger(__name__)
 
 RSS_EVERY_S = 2.0
 KEPT_REPORTS = 100  # the memory screen draws the last few dozen
@@ -111,9 +114,9 @@ class ChatScreen(Screen[None]):
         self.call_after_refresh(self._begin)
 
     async def _begin(self) -> None:
+        self._recover()
         self.refresh_session()
         await self.transcript.show_session(self.record.tip)
-        await self._show_draft()
         self.turns.open(self._wanted_model)
         self._measure_rss()
         self.set_interval(RSS_EVERY_S, self._measure_rss)
@@ -152,14 +155,18 @@ class ChatScreen(Screen[None]):
     def on_resize(self) -> None:
         self._paint_session()
 
-    async def _show_draft(self) -> None:
-        """What a crash left of an answer, until the session has made a message of it."""
-        draft = self.store.draft(self.session_id)
-        if draft is not None and draft.content:
-            entry = AnswerEntry(
-                Message("", draft.parent, "assistant", draft.content, "interrupted", draft.updated)
-            )
-            await self.transcript.begin(entry)
+    def _recover(self) -> None:
+        """Make a message of what a crash left of an answer: its words need no model."""
+        if self.store.draft(self.session_id) is None:
+            return
+        from infinichat.session import recover_interrupted
+
+        try:
+            recover_interrupted(self.store, self.session_id)
+        except InfiniChatError as error:
+            # Opening the session tries it again, and says why it cannot be done.
+            log.warning("the interrupted answer was not recovered: %s", error)
+        self.record = self.store.session(self.session_id)
 
     def pace(self) -> float:
         """Seconds between two paints of an answer that streams. Each one lays the screen out again, 15 to 40
@@ -194,8 +201,9 @@ class ChatScreen(Screen[None]):
             self.reports.clear()
             self.status.set(window=None, memory=None, tokens_per_s=None, first_token_s=None)
             self.activity.done()
+            self._recover()
             self._paint_session()
-            await self.transcript.show_session(record.tip)
+            await self.transcript.show_session(self.record.tip)
             self.store.touch(record.id)
             self.turns.open(record.model if self.engine_info is not None else self._wanted_model)
         if message_id is not None and not await self.transcript.reveal(message_id):
