@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
+from textual._context import visible_screen_stack
 from textual.pilot import Pilot
 from textual.strip import Strip
 
@@ -36,22 +38,22 @@ ENTRIES = (
 
 
 class ListCatalog:
-    """Checkpoints from a list. A pull goes on in steps until it is cancelled or complete."""
+    """Checkpoints from a list. A pull reports that it has begun, and is complete when ``go_on`` is set."""
 
-    def __init__(self, *, steps: int = 3, step_s: float = 0.0) -> None:
-        self.steps = steps
-        self.step_s = step_s
+    def __init__(self, *, go_on: bool = True) -> None:
+        self.go_on = threading.Event()
+        if go_on:
+            self.go_on.set()
         self.pulled: list[str] = []
 
     def entries(self) -> list[CatalogEntry]:
         return list(ENTRIES)
 
     def pull(self, name: str, *, report: PullReport, cancel: CancelFlag) -> None:
-        for step in range(self.steps):
+        report(f"fetching {name}.gguf", 1_000_000, 3_000_000)
+        while not self.go_on.wait(0.01):
             if cancel.is_set():
                 raise CancelledError("stopped")
-            report(f"fetching {name}.gguf", step * 1_000_000, self.steps * 1_000_000)
-            time.sleep(self.step_s)
         self.pulled.append(name)
 
 
@@ -92,6 +94,17 @@ async def _while_running(pump: Any, passed: asyncio.Event) -> None:
     while pump.is_running and not passed.is_set():
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(passed.wait(), 0.1)
+
+
+async def still(pilot: Pilot[Any]) -> None:
+    """Wait until the screen no longer changes by itself and everything on it is mounted and laid out."""
+    same, seen = 0, ""
+    while same < 5:
+        await handled(pilot)
+        await asyncio.sleep(0.05)
+        ready = all(w.is_mounted and not w._layout_required for w in pilot.app.screen.walk_children())
+        now = screen_text(pilot.app) if ready else ""
+        same, seen = (same + 1 if now and now == seen else 0), now
 
 
 async def press(pilot: Pilot[Any], *keys: str) -> None:
@@ -142,6 +155,8 @@ async def say(pilot: Pilot[Any], text: str) -> None:
 
 def strips(app: Any) -> list[Strip]:
     """The lines of the screen as they go to the terminal."""
+    # Without it a dialog is rendered, and kept rendered, on nothing.
+    visible_screen_stack.set(app._background_screens)
     return list(app.screen._compositor.render_strips())
 
 

@@ -197,7 +197,7 @@ async def test_switching_streams_the_session_into_the_other_checkpoint(
 
 
 async def test_a_checkpoint_that_is_not_here_is_pulled_and_then_used(make: Make, running: Running) -> None:
-    catalog = ListCatalog(steps=3, step_s=0.05)
+    catalog = ListCatalog(go_on=False)
     engines = {}
 
     def load(model: str | None, progress: Progress) -> Engine:
@@ -209,12 +209,13 @@ async def test_a_checkpoint_that_is_not_here_is_pulled_and_then_used(make: Make,
         await open_models(pilot)
         await press(pilot, "down", "down", "enter")
         await shows(pilot, "fetching large-infini.gguf")
+        catalog.go_on.set()
         await wait_until(pilot, lambda: app.chat.engine_info.name == "large-infini")
         assert catalog.pulled == ["large-infini"]
 
 
 async def test_a_pull_is_stopped_with_escape_and_the_next_escape_leaves(make: Make, running: Running) -> None:
-    catalog = ListCatalog(steps=1000, step_s=0.02)
+    catalog = ListCatalog(go_on=False)
     app = make(catalog=catalog)
     async with running(app) as pilot:
         await open_models(pilot)

@@ -14,7 +14,8 @@ from infinichat.config import Settings, UiSettings
 from infinichat.engine.scripted import ScriptedEngine
 from infinichat.messages import PrefillProgress
 from infinichat.store import SessionRecord, Store
-from tests.ui.acting import NOW, ListCatalog, wait_until
+from tests.ui.acting import NOW, ListCatalog, still, wait_until
+from tests.ui.acting import press as press_keys
 
 Make = Callable[..., Any]
 Compare = Callable[..., bool]
@@ -65,9 +66,12 @@ def snapshot(
         entries = min(20, len(app.chat.store.path(app.chat.session_id)))
         await wait_until(pilot, lambda: app.chat.report is not None)
         await wait_until(pilot, lambda: len(app.chat.transcript.entries) >= entries)
+        await still(pilot)
         if steps is not None:
             await steps(pilot)
-        await pilot.pause(0.2)
+        for entry in app.screen.query("Input, TextArea"):
+            entry.cursor_blink = False
+        await still(pilot)
 
     return compare(app, terminal_size=size, run_before=run_before)
 
@@ -78,9 +82,9 @@ def engine(**kwargs: Any) -> ScriptedEngine:
 
 def press(*keys: str, until: str | None = None) -> Steps:
     async def steps(pilot: Pilot[Any]) -> None:
-        await pilot.press(*keys)
+        await press_keys(pilot, *keys)
         if until is not None:
-            await wait_until(pilot, lambda: pilot.app.screen.id == until)
+            await wait_until(pilot, lambda: until in (pilot.app.screen.id, type(pilot.app.screen).__name__))
 
     return steps
 
@@ -186,9 +190,9 @@ def test_the_memory_of_an_untrained_checkpoint(snap_compare: Compare, make: Make
 
 
 def test_the_help(snap_compare: Compare, make: Make) -> None:
-    assert snapshot(snap_compare, make(engine()), press("f1"))
+    assert snapshot(snap_compare, make(engine()), press("f1", until="HelpScreen"))
 
 
 def test_editing_a_message(snap_compare: Compare, make: Make, store: Store) -> None:
     app = make(engine(), session=talk(store))
-    assert snapshot(snap_compare, app, press("tab", "up", "e"))
+    assert snapshot(snap_compare, app, press("tab", "up", "e", until="TextDialog"))
