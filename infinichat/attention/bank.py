@@ -7,19 +7,22 @@ what leaves):
 
     p_i ~ exp(beta q.k_i + f_i - rho ln(1 + a_i)),   p_null ~ exp(beta n),   read = sum_i p_i v_i
 
-a_i is how many tokens were written after i. f_i <= 0 is how far it has faded: each later token j whose key is
-nearly the same subtracts softplus(gain (k_i.k_j - same)) from it, which is how a correction replaces what it
-corrects. When the bank is full, the pair that would be read least readily leaves; the matrix M still has it.
-Size and cost are fixed, whatever has been written.
+a_i is how many tokens were written after i. f_i <= 0 is how far it has faded. A token j replaces what would
+have been the answer in its place: with its key as the query it takes
+
+    kappa exp(beta' k_j.k_i) / (exp(beta' n') + sum_{i' before j} exp(beta' k_j.k_i'))
+
+from every i before it, which is how a correction wins over what it corrects. When the bank is full, the pair
+that would be read least readily leaves; the matrix M still has it. Size and cost are fixed, whatever has
+been written.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from infinichat.attention.memory import EPS
 
@@ -57,13 +60,15 @@ class BankState:
 @dataclass(frozen=True, slots=True)
 class BankRule:
     """The trained scalars: ``beta`` (sharpness, > 0), ``null`` (similarity at which nothing is the better
-    answer), ``recency`` (rho >= 0), ``gain`` and ``same`` (what counts as the same key)."""
+    answer), ``recency`` (rho >= 0); for what a token replaces ``alike`` (beta' > 0), ``new`` (n', the
+    similarity at which it replaces nothing) and ``force`` (kappa, nats)."""
 
     beta: Tensor
     null: Tensor
     recency: Tensor
-    gain: Tensor
-    same: Tensor
+    alike: Tensor
+    new: Tensor
+    force: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,14 @@ def headwise_unit(projected: Tensor, head_weight: Tensor) -> Tensor:
     split = split / split.norm(dim=-1, keepdim=True).clamp(min=EPS)
     whole: Tensor = (split * head_weight.softmax(dim=0).sqrt()[:, None]).reshape(projected.shape)
     return whole
+
+
+def replaced(earlier: Tensor, later: Tensor, before: Tensor, rule: BankRule) -> Tensor:
+    """By how much tokens with unit keys ``later`` [..., n, K] fade those with ``earlier`` [..., S, K]: nats
+    [..., S, n], 0 where ``before`` [..., S, n] says that the first was not there when the second came."""
+    scores = (rule.alike * (earlier @ later.transpose(-1, -2))).masked_fill(~before, float("-inf"))
+    nothing = (rule.alike * rule.new).expand(*scores.shape[:-2], 1, scores.shape[-1])
+    return rule.force * torch.cat((scores, nothing), dim=-2).softmax(dim=-2)[..., :-1, :]
 
 
 def bank_read(queries: Tensor, bank: BankState, written: Tensor, rule: BankRule) -> BankRead:
@@ -110,12 +123,9 @@ def bank_write(
     faded = torch.zeros_like(order, dtype=bank.faded.dtype)
     pairs = zip(bank.tensors(), (*new, faded, order), strict=True)
     joined = BankState(*(torch.cat(both, dim=1) for both in pairs))
-    # Each new token fades whatever was written before it under nearly the same key.
-    likeness = F.softplus(rule.gain * (joined.keys @ new[0].transpose(1, 2) - rule.same))  # [B, S + n, n]
-    later = (order[:, None, :] > joined.order[:, :, None]) & chosen[:, None, :]
-    joined = BankState(
-        joined.keys, joined.values, joined.ids, joined.faded - (likeness * later).sum(dim=-1), joined.order
-    )
+    there = (joined.order[:, :, None] > 0) & (order[:, None, :] > joined.order[:, :, None])
+    loss = replaced(joined.keys, new[0], there, rule) * chosen[:, None, :]  # [B, S + n, n]
+    joined = replace(joined, faded=joined.faded - loss.sum(dim=-1))
     return _kept(joined, after, size=bank.ids.shape[1], recency=rule.recency)
 
 

@@ -110,11 +110,12 @@ def bank_layer(
 
 
 def _written(bank: list[Pair], new: Pair, p: BankParameters) -> list[Pair]:
-    """A later token fades every earlier pair by how nearly the same its key is."""
-    gain, same = p.erase[0].exp(), p.erase[1]
-    faded = [
-        replace(old, faded=old.faded - torch.log1p((gain * (old.key @ new.key - same)).exp())) for old in bank
-    ]
+    """A token takes from every earlier pair by how much of an answer it would have been in the token's
+    place."""
+    alike, nothing, force = p.erase[0].exp(), p.erase[1], p.erase[2].exp()
+    answers = [(alike * (old.key @ new.key)).exp() for old in bank]
+    whole = sum(answers, (alike * nothing).exp())
+    faded = [replace(old, faded=old.faded - force * a / whole) for old, a in zip(bank, answers, strict=True)]
     return [*faded, new]
 
 

@@ -19,6 +19,13 @@ ALLOCATORS = (
 faults."""
 
 
+TUNABLES = ":".join(
+    f"glibc.malloc.{name}={size}"
+    for name, size in (("mmap_threshold", 1 << 32), ("trim_threshold", 1 << 34), ("top_pad", 1 << 28))
+)
+"""The same from the C library's own allocator; its limits would otherwise move, and give pages back."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=("memory",), help="what to train")
     parser.add_argument(
@@ -36,6 +43,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps", type=whole(1), metavar="N", help="of each stage; default: what was enough before"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--general",
+        type=whole(0),
+        default=240,
+        metavar="N",
+        help="general questions to leave as the base answers",
+    )
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="start from the checkpoint's trained memory, not from an untrained one",
+    )
 
 
 def run(args: argparse.Namespace, context: Context) -> int:
@@ -43,15 +62,26 @@ def run(args: argparse.Namespace, context: Context) -> int:
     import torch
 
     from infinichat.model.loading import load_model
+    from infinichat.training.plots import draw
     from infinichat.training.prepare import STAGES, Options, train_memory
 
     console = context.console
     loaded = load_model(args.model, dtype=torch.bfloat16)
     stages = STAGES if args.stage == "all" else (args.stage,)
     steps = None if args.steps is None else dict.fromkeys(STAGES, args.steps)
-    options = Options(args.text, args.out, stages, args.shards, args.tokens, steps, args.seed)
-    folder = train_memory(loaded, options, report=console.progress)
+    options = Options(
+        args.text, args.out, stages, args.shards, args.tokens, steps, args.seed, args.general, not args.keep
+    )
+
+    def say(line: str) -> None:
+        console.clear_progress()
+        console.status(line)
+
+    folder = train_memory(loaded, options, report=console.progress, say=say)
+    console.clear_progress()
     console.line(str(folder))
+    for picture in draw(args.out):
+        console.line(str(picture))
     return 0
 
 
@@ -64,10 +94,6 @@ def keep_pages() -> None:
     ):
         return
     library = next((path for path in ALLOCATORS if Path(path).exists()), None)
-    change = (
-        {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=4294967296"}
-        if library is None
-        else {"LD_PRELOAD": library}
-    )
+    change = {"GLIBC_TUNABLES": TUNABLES} if library is None else {"LD_PRELOAD": library}
     environment = os.environ | change | {"INFINICHAT_ALLOCATOR": "set"}
     os.execve(sys.executable, [sys.executable, "-m", "infinichat", *sys.argv[1:]], environment)

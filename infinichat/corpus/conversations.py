@@ -1,16 +1,15 @@
 """Token streams for training: facts told, questions asked, real filler between, every token labelled.
 
 A stream looks like what the product feeds: system prompt (or only the attention sinks, as after the window
-has
-moved on), turns in the chat template, documents. ``labels`` say what the write gate should do (``VALUE``
-tokens
-are written, ``OTHER`` are not, ``IGNORE`` is not judged); ``Told`` and ``Asked`` say where facts are told
-and asked.
+has moved on), turns in the chat template, documents. ``labels`` say what the write gate should do (``VALUE``
+tokens are written, ``OTHER`` are not, ``IGNORE`` is not judged); ``Told`` and ``Asked`` say where facts are
+told and asked.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +17,8 @@ from infinichat.corpus.facts import Fact, FactMaker, Question, Sentence, join
 from infinichat.corpus.filler import Filler
 
 OTHER, VALUE, IGNORE = 0, 1, 2
+VERSIONS = 3
+"""A fact is corrected at most twice."""
 SYSTEM = (
     "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
 )
@@ -94,12 +95,11 @@ class StreamText:
         for start, end, fact in sentence.spans:
             self.values.append((at + start, at + end, *numbers[fact]))
 
-    def question(self, question: Question, number: int, version: int, space_before: bool = True) -> None:
+    def question(self, question: Question, number: int, version: int) -> None:
         """A user turn that asks and an assistant turn that answers."""
         self.turn("user", question.ask)
         start = self.turn("assistant", question.answer)
-        prefix = question.answer.rindex(" is ") + 4
-        low, high = question.span if question.span else (prefix, len(question.answer) - 1)
+        low, high = question.span
         self.answers.append((start, start + len(question.answer), start + low, start + high, number, version))
 
     def encode(self, tokenizer: Any) -> Stream:
@@ -139,15 +139,32 @@ class StreamMaker:
     """Draws streams of one side: ``tell_streams`` and ``ask_streams`` share the facts numbered in
     ``facts``."""
 
-    def __init__(self, maker: FactMaker, filler: Filler, tokenizer: Any, rng: random.Random) -> None:
+    def __init__(
+        self,
+        maker: FactMaker,
+        filler: Filler,
+        tokenizer: Any,
+        rng: random.Random,
+        *,
+        general: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        """``general`` are questions about other things with the base model's answers."""
         self.maker, self.filler, self.tokenizer, self.rng = maker, filler, tokenizer, rng
+        self.general = general
+        self.settled: list[int] = []  # told in earlier streams; some are corrected later
         self.facts: list[list[Fact]] = []  # every version of every fact
         self._keys: set[tuple[str, str, str]] = set()
 
-    def new_fact(self) -> int:
-        """Draws a fact whose subject and attribute are not in this maker yet; returns its number."""
+    def new_fact(self, beside: int | None = None) -> int:
+        """Draws a fact whose subject and attribute are not in this maker yet, about whom fact ``beside`` is
+        about where that is given; returns its number."""
         while True:
-            fact = self.maker.fact(self.rng)
+            near = self.facts[beside][0] if beside is not None else None
+            fact = (
+                self.maker.fact(self.rng)
+                if near is None or near.subject == "thing"
+                else self.maker.fact_about(self.rng, near.subject, near.name)
+            )
             if fact.key not in self._keys:
                 break
         self._keys.add(fact.key)
@@ -167,21 +184,44 @@ class StreamMaker:
             stream.turn(role, content[:700], ignore=dialogue.tells and role == "user")
 
     def tell_stream(self, messages: int) -> Stream:
-        """``messages`` messages that tell one to four facts each, with dialogue between, some corrected
-        later."""
+        """``messages`` messages that tell one to four facts each, with dialogue between; some are corrected
+        later, once or twice, in the same stream or a later one."""
         rng, stream = self.rng, self.opening()
         told: list[int] = []
         for _ in range(messages):
             if rng.random() < 0.15:
                 self.chatter(stream, 1)
-            count = rng.choice((1, 1, 1, 2, 2, 3, 4))
-            new = [self.new_fact() for _ in range(count)]
-            self._tell(stream, [(n, None) for n in new])
-            told += [n for n in new if len(self.facts[n]) == 1]
-            if told and rng.random() < 0.6:
-                number = told.pop(rng.randrange(len(told)))
-                self._tell(stream, [(number, self.facts[number][-1])])
+            if rng.random() < 0.2:
+                new = self.tell_pair(stream)
+            else:
+                new = [self.new_fact()]
+                for _ in range(rng.choice((0, 0, 0, 1, 1, 2, 3))):
+                    new.append(self.new_fact(beside=new[0] if rng.random() < 0.3 else None))
+                self._tell(stream, [(n, None) for n in new])
+            told += new
+            if told and rng.random() < 0.7:
+                earlier = self.settled if self.settled and rng.random() < 0.3 else told
+                corrected = [earlier.pop(rng.randrange(len(earlier)))]
+                if earlier and rng.random() < 0.3:
+                    corrected.append(earlier.pop(rng.randrange(len(earlier))))
+                self._tell(stream, [(number, self.facts[number][-1]) for number in corrected])
+                # Some once more, later.
+                told += [n for n in corrected if len(self.facts[n]) < VERSIONS and rng.random() < 0.5]
+        self.settled += told
         return stream.encode(self.tokenizer)
+
+    def tell_pair(self, stream: StreamText) -> list[int]:
+        """A message with two facts about the same one, the second with a pronoun; returns their numbers."""
+        first = self.new_fact()
+        while self.facts[first][0].subject == "thing":
+            first = self.new_fact()
+        second = self.new_fact(beside=first)
+        one, two = self.facts[first][0], self.facts[second][0]
+        message = self.maker.tell_both(self.rng, one, two)
+        at = stream.turn("user", message.text)
+        stream.mark(message, at, {one: (first, 0), two: (second, 0)})
+        stream.turn("assistant", self.rng.choice(ACKS))
+        return [first, second]
 
     def _tell(self, stream: StreamText, which: list[tuple[int, Fact | None]]) -> None:
         rng, parts, numbers = self.rng, [], {}
@@ -219,13 +259,22 @@ class StreamMaker:
         stream.text += "" if plain else "<|im_end|>\n"
         return stream.encode(self.tokenizer)
 
+    def talk_stream(self, turns: int) -> Stream:
+        """Dialogue and nothing else."""
+        stream = self.opening()
+        self.chatter(stream, turns)
+        return stream.encode(self.tokenizer)
+
     def ask_stream(self, numbers: list[int], *, unknown: float, chatter: float) -> Stream:
-        """Questions about the facts ``numbers`` (about a share ``unknown`` as never told), dialogue before
-        and between."""
+        """Questions about the facts ``numbers`` (about a share ``unknown`` as never told), dialogue and
+        general questions before and between."""
         rng, stream = self.rng, self.opening()
         for number in numbers:
             if rng.random() < chatter:
                 self.chatter(stream, 1)
+            if self.general and rng.random() < 0.12:
+                for role, content in zip(("user", "assistant"), rng.choice(self.general), strict=True):
+                    stream.turn(role, content)
             told = rng.random() >= unknown
             fact = self.facts[number][-1]
             stream.question(

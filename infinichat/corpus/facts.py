@@ -10,14 +10,10 @@ of the value marked, so that a trainer knows which tokens a memory should write:
     unknown   "Clara's locker code is something you have not told me."
 
 Answers restate the fact because a memory read works best where the last words before the value are those of
-the
-telling. Whether there is anything to say is decided at the value's place, where the read is. Everything is
-drawn
-from the ``random.Random`` that is passed in. Three sides are kept apart: ``train``; ``seen`` (people and
-values
-never trained on, attributes and phrasings trained on); ``held_out`` (attributes and phrasings never trained
-on
-as well).
+the telling; who asks with a verb is answered with it ("Clara lives in Toronto."). Whether there is anything
+to say is decided at the value's place, where the read is. Everything is drawn from the ``random.Random``
+that is passed in. Three sides are kept apart: ``train``; ``seen`` (people and values never trained on,
+attributes and phrasings trained on); ``held_out`` (attributes and phrasings never trained on as well).
 """
 
 from __future__ import annotations
@@ -31,16 +27,20 @@ from infinichat.corpus.attributes import FAVOURITES, PERSONAL, PLACE_THINGS, PLA
 from infinichat.corpus.phrasings import (
     ASK,
     ASK_HELD_OUT,
+    ASK_KIND,
+    ASK_MORE,
     CORRECT,
     CORRECT_HELD_OUT,
+    CORRECT_MORE,
     PASSKEY,
-    PET_SPOKEN,
-    SPOKEN,
     TELL,
     TELL_HELD_OUT,
+    TELL_MORE,
 )
+from infinichat.corpus.spoken import PET_SPOKEN, SPOKEN, Spoken
 from infinichat.corpus.vocabulary import KIN, MAKERS, NAMES, choose, is_held_out, words
 
+PRONOUNS = (("She", "her"), ("He", "his"), ("They", "their"))
 Side = Literal["train", "seen", "held_out"]
 SubjectKind = Literal["user", "person", "kin", "thing"]
 NOT_TOLD = "something you have not told me"
@@ -72,11 +72,12 @@ class Sentence:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question, its right answer with the value's span, and the fact (``None`` span: it was never told)."""
+    """A question, its right answer, the span in it of the value or of what says that it was never told, and
+    the fact."""
 
     ask: str
     answer: str
-    span: tuple[int, int] | None
+    span: tuple[int, int]
     fact: Fact
 
 
@@ -127,9 +128,10 @@ class FactMaker:
         attributes = [a for a in _nouns() if is_held_out_noun(a[1]) == held_out]
         self.personal = [(noun, kind) for thing, noun, kind in attributes if not thing]
         self.things = [(noun, kind) for thing, noun, kind in attributes if thing]
-        self.tell_forms = TELL_HELD_OUT if held_out else TELL
-        self.correct_forms = CORRECT_HELD_OUT if held_out else CORRECT
-        self.ask_forms = ASK_HELD_OUT if held_out else ASK
+        more = side == "train"
+        self.tell_forms = TELL_HELD_OUT if held_out else TELL + more * TELL_MORE
+        self.correct_forms = CORRECT_HELD_OUT if held_out else CORRECT + more * CORRECT_MORE
+        self.ask_forms = ASK_HELD_OUT if held_out else ASK + more * ASK_MORE
 
     def subject(self, rng: random.Random) -> tuple[SubjectKind, str]:
         """Whose fact it is: mostly the user's own or a named person's."""
@@ -145,7 +147,10 @@ class FactMaker:
         if rng.random() < 0.25:
             noun, kind = rng.choice(self.things)
             return Fact("thing", "", noun, kind, self.value(rng, kind))
-        subject, name = self.subject(rng)
+        return self.fact_about(rng, *self.subject(rng))
+
+    def fact_about(self, rng: random.Random, subject: SubjectKind, name: str) -> Fact:
+        """A random fact about somebody."""
         by_kind: dict[str, list[str]] = {}
         for noun, kind in self.personal:
             by_kind.setdefault(kind, []).append(noun)
@@ -167,31 +172,68 @@ class FactMaker:
 
     def tell(self, rng: random.Random, fact: Fact, *, old: Fact | None = None) -> Sentence:
         """One way of telling ``fact``; with ``old``, of correcting that earlier value."""
-        form = rng.choice(self.correct_forms) if old is not None else self._tell_form(rng, fact)
+        if old is None or (self.side == "train" and rng.random() < 0.12):
+            form = self._tell_form(rng, fact)
+        else:
+            form = rng.choice(self.correct_forms)
+        if self.side == "train" and fact.subject == "person" and rng.random() < 0.1:
+            who = f"my {rng.choice(KIN)} {fact.name}"
+            return _fill(form, fact, f"{who}'s {fact.noun}", old, who)
         return _fill(form, fact, phrase(fact, voice="user", rng=rng), old)
+
+    def tell_both(self, rng: random.Random, first: Fact, second: Fact) -> Sentence:
+        """Two facts about the same one, the second with a pronoun: "Clara lives in Toronto and her PIN is
+        12"."""
+        one = self.tell(rng, first)
+        pronoun, possessive = rng.choice(PRONOUNS)
+        if second.subject == "user":
+            pronoun, possessive = "I", "my"
+        spoken = _spoken(second)
+        form = rng.choice(self.tell_forms[:2])
+        if spoken is not None and rng.random() < 0.5:
+            form = rng.choice(spoken.mine if second.subject == "user" else spoken.theirs)
+            form = form.replace("{S}'s", possessive.capitalize()).replace("call {s} ", f"call {possessive} ")
+            if pronoun == "They":
+                pronoun, possessive = "He", "his"
+        two = _fill(form, second, f"{possessive} {second.noun}", None, pronoun)
+        if one.text.endswith(".") and rng.random() < 0.6:
+            glue = rng.choice((", and ", " and ", ", "))
+            start = (
+                two.text
+                if pronoun == "I" and two.text.startswith("I ")
+                else two.text[0].lower() + two.text[1:]
+            )
+            return join((Sentence(one.text[:-1], one.spans), Sentence(start, two.spans)), glue)
+        return join((one, two))
 
     def _tell_form(self, rng: random.Random, fact: Fact) -> str:
         spoken = _spoken(fact)
         if spoken is not None and rng.random() < 0.5 and self.side != "held_out":
-            return rng.choice(spoken[0] if fact.subject == "user" else spoken[1])
+            return rng.choice(spoken.mine if fact.subject == "user" else spoken.theirs)
         if fact.kind == "code" and fact.subject in ("user", "thing") and rng.random() < 0.12:
             return rng.choice(PASSKEY)
         return rng.choice(self.tell_forms)
 
     def ask(self, rng: random.Random, fact: Fact, *, told: bool = True) -> Question:
         """One way of asking for ``fact``, and the right answer; ``told=False``: it was never said."""
-        spoken = _spoken(fact)
+        spoken, unknown = _spoken(fact), NOT_TOLD
         form = rng.choice(self.ask_forms)
-        if spoken is not None and rng.random() < 0.4 and self.side != "held_out":
-            form = rng.choice(spoken[2] if fact.subject == "user" else spoken[3])
-        ask = _fill(form, fact, phrase(fact, voice="user", rng=rng), None).text
         start = _capital(phrase(fact, voice="assistant")) + " is "
-        if not told:
-            return Question(ask, start + NOT_TOLD + ".", None, fact)
-        return Question(ask, f"{start}{fact.value}.", (len(start), len(start) + len(fact.value)), fact)
+        if self.side == "train" and fact.kind in ASK_KIND and rng.random() < 0.2:
+            form = rng.choice(ASK_KIND[fact.kind])
+        if spoken is not None and rng.random() < 0.4 and self.side != "held_out":
+            mine = fact.subject == "user"
+            form = rng.choice(spoken.ask_mine if mine else spoken.ask_theirs)
+            start = _fill(
+                spoken.answer_mine if mine else spoken.answer_theirs, fact, "", None, voice="assistant"
+            ).text
+            unknown = spoken.unknown
+        ask = _fill(form, fact, phrase(fact, voice="user", rng=rng), None).text
+        value = fact.value if told else unknown
+        return Question(ask, f"{start}{value}.", (len(start), len(start) + len(value)), fact)
 
 
-def _spoken(fact: Fact) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[str, ...]] | None:
+def _spoken(fact: Fact) -> Spoken | None:
     if fact.kind == "pet":
         return PET_SPOKEN
     return SPOKEN.get(fact.noun) if fact.subject != "thing" else None
@@ -214,8 +256,16 @@ def phrase(fact: Fact, *, voice: Literal["user", "assistant"], rng: random.Rando
     return f"{who}'s {fact.noun}"
 
 
-def _fill(form: str, fact: Fact, noun_phrase: str, old: Fact | None) -> Sentence:
-    who = owner(fact, voice="user")
+def _fill(
+    form: str,
+    fact: Fact,
+    noun_phrase: str,
+    old: Fact | None,
+    who: str | None = None,
+    *,
+    voice: Literal["user", "assistant"] = "user",
+) -> Sentence:
+    who = owner(fact, voice=voice) if who is None else who
     fields = {
         "{p}": noun_phrase,
         "{P}": _capital(noun_phrase),

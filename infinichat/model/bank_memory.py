@@ -35,10 +35,11 @@ ADAPTER_RANK = 64
 
 class BankMemory(ResidualMemory):
     """With C = hidden size, H heads, Dk key width, K = H Dk: ``context`` [K, 10 C], ``head_weight`` [H], the
-    scalars of ``BankRule`` (``beta`` and ``erase[0]`` as logarithms), the write gate ``gate_taps`` [3, C] and
-    ``gate_bias``, ``matrix_gain`` and ``softness`` [H] for the matrix, ``out`` [C, C], ``alpha``,
-    ``confidence`` and ``found_bias`` [C], the token gate ``read_gate`` [C], ``read_confidence``,
-    ``read_bias``, and the adapter ``adapt_in`` [64, C + 1], ``adapt_in_bias``, ``adapt_out`` [C, 64]."""
+    scalars of ``BankRule`` (``beta`` as a logarithm; ``erase`` [3]: ``alike`` and ``force`` as logarithms,
+    ``new`` between them), the write gate ``gate_taps`` [3, C] and ``gate_bias``, ``matrix_gain`` and
+    ``softness`` [H] for the matrix, ``out`` [C, C], ``alpha``, ``confidence`` and ``found_bias`` [C], the
+    token gate ``read_gate`` [C], ``read_confidence``, ``read_bias``, and the adapter ``adapt_in`` [64, C +
+    1], ``adapt_in_bias``, ``adapt_out`` [C, 64]."""
 
     def __init__(self, config: InfiniConfig) -> None:
         super().__init__(config)
@@ -49,7 +50,7 @@ class BankMemory(ResidualMemory):
 
         self.context = parameter(heads * config.memory_key_dim, (STATE_TAPS + TOKEN_TAPS + 1) * hidden)
         self.head_weight = parameter(heads)
-        self.beta, self.null, self.recency, self.erase = parameter(), parameter(), parameter(), parameter(2)
+        self.beta, self.null, self.recency, self.erase = parameter(), parameter(), parameter(), parameter(3)
         self.matrix_gain, self.softness = parameter(), parameter(heads)
         self.out, self.alpha = parameter(hidden, hidden), parameter()
         self.confidence, self.found_bias = parameter(hidden), parameter(hidden)
@@ -71,14 +72,14 @@ class BankMemory(ResidualMemory):
         starts = {"beta": 2.7, "null": 0.5, "recency": 0.2, "softness": 0.5, "read_bias": 1.0}
         for name, value in starts.items():
             self.get_parameter(name).fill_(value)
-        self.erase.copy_(torch.tensor([3.0, 0.85]))
+        self.erase.copy_(torch.tensor([3.5, 0.8, 2.7]))
         self.out.copy_(torch.eye(self.out.shape[0]))
 
     def rule(self, dtype: torch.dtype) -> BankRule:
         """The bank's scalars in ``dtype``."""
         beta, erase = self.beta.to(dtype).exp(), self.erase.to(dtype)
         recency = self.recency.to(dtype).clamp(min=0)
-        return BankRule(beta, self.null.to(dtype), recency, erase[0].exp(), erase[1])
+        return BankRule(beta, self.null.to(dtype), recency, erase[0].exp(), erase[1], erase[2].exp())
 
     def forward(
         self, h: Tensor, x: Tensor, state: LayerState, real: Tensor | None, embeddings: Tensor

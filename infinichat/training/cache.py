@@ -2,9 +2,8 @@
 
 With one memory layer L, what enters layer L does not depend on the memory. A shard holds, for a few hundred
 streams, the residual state before layer L of every token, with ids, labels and places. Shards are
-safetensors;
-they are written whole (temporary name, then renamed), so a stopped preparation goes on at the next shard, and
-training may start on the first.
+safetensors; they are written whole (temporary name, then renamed), so a stopped preparation goes on at the
+next shard, and training may start on the first.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -33,8 +32,8 @@ Lower = Callable[[Tensor], Tensor]
 @dataclass(frozen=True, slots=True)
 class Shard:
     """One shard in memory. ``hidden`` [T, D] before layer L, ``ids`` [T], ``labels`` [T]; ``streams`` are
-    (start, length, kind) with kind "tell", "book" or "ask"; places in ``told`` and ``asked`` count from 0 to
-    T."""
+    (start, length, kind) with kind "tell", "book", "talk", "ask" or "general"; places in ``told`` and
+    ``asked`` count from 0 to T."""
 
     hidden: Tensor
     ids: Tensor
@@ -46,14 +45,17 @@ class Shard:
 
 
 def draw_streams(maker: StreamMaker, tokens: int) -> list[tuple[str, Stream]]:
-    """About ``tokens`` tokens of streams: first what is told (chats and books), then the questions about
-    it."""
+    """About ``tokens`` tokens of streams: first what is told (chats and books) and talk, then the questions
+    about it."""
     rng = maker.rng
     streams: list[tuple[str, Stream]] = []
     size = 0
-    while size < tokens * 0.45:
-        if rng.random() < 0.12:
-            kind, stream = "book", maker.book_stream(rng.randint(800, 2000), rng.choice((0, 1, 2, 4)))
+    while size < tokens * 0.6:
+        draw = rng.random()
+        if draw < 0.3:
+            kind, stream = "book", maker.book_stream(rng.randint(800, 3000), rng.choice((0, 0, 0, 1, 2)))
+        elif draw < 0.5:
+            kind, stream = "talk", maker.talk_stream(rng.randint(2, 6))
         else:
             kind, stream = "tell", maker.tell_stream(rng.randint(5, 14))
         if len(stream.ids) <= 1400:
@@ -124,8 +126,8 @@ def read_shard(file: Path) -> Shard:
     )
 
 
-def shard_files(folder: Path, side: Side) -> list[Path]:
-    """The finished shards of ``side`` in order."""
+def shard_files(folder: Path, side: Side | Literal["general"]) -> list[Path]:
+    """The finished shards of ``side``, or of the general questions, in order."""
     return sorted(folder.glob(f"{side}-*.safetensors"))
 
 
@@ -139,6 +141,7 @@ def prepare(
     shards: int,
     tokens: int,
     seed: int,
+    general: Sequence[tuple[str, str]] = (),
 ) -> Iterator[Path]:
     """Writes shards 0 ... ``shards`` - 1 of ``side`` that are not there yet; yields each as it is done."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -147,7 +150,7 @@ def prepare(
         if file.exists():
             continue
         rng = random.Random(f"{seed}/{side}/{number}")
-        maker = StreamMaker(FactMaker(side), filler, tokenizer, rng)
+        maker = StreamMaker(FactMaker(side), filler, tokenizer, rng, general=general)
         streams = draw_streams(maker, tokens)
         write_shard(file, streams, maker.facts, lower)
         yield file

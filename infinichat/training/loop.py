@@ -1,8 +1,7 @@
 """The training loop: seeded step by step, logged line by line, stopped and taken up again at any step.
 
 Step s of a stage draws from generators seeded with (seed, stage, s) and from nothing else, so the state of a
-run
-is the parameters, the optimizer's moments and a number. It is kept as safetensors, never pickle.
+run is the parameters, the optimizer's moments and a number. It is kept as safetensors, never pickle.
 """
 
 from __future__ import annotations
@@ -41,6 +40,16 @@ class Plan:
     log_every: int = 10
 
 
+@dataclass(frozen=True, slots=True)
+class Check:
+    """``measure`` is called after every ``every`` steps and at the end; its figures are logged, and a line
+    of them goes to ``say``."""
+
+    every: int
+    measure: Callable[[], dict[str, float]]
+    say: Callable[[str], None]
+
+
 def rate_at(step: int, steps: int) -> float:
     """Share of the learning rate at ``step``: a short warm-up, then a line down."""
     return min(1.0, (step + 1) / WARM_UP) * (1 - (1 - LAST_RATE) * step / max(1, steps))
@@ -59,11 +68,13 @@ def run_stage(
     out: Path,
     plan: Plan,
     *,
+    check: Check | None = None,
+    report: Callable[[str], None] | None = None,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
 ) -> None:
     """Train ``memory`` in place for ``plan.steps`` steps; what is in ``out`` is taken up where it stopped.
-    Writes
-    ``<stage>.safetensors`` (the run's state) and ``<stage>.jsonl`` (one line per logged step)."""
+    Writes ``<stage>.safetensors`` (the run's state) and ``<stage>.jsonl`` (one line per logged step, and one
+    per check). ``report`` gets a line at each logged step."""
     out.mkdir(parents=True, exist_ok=True)
     parameters = trainable(memory, stage)
     groups = [
@@ -72,6 +83,7 @@ def run_stage(
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
     file = out / f"{stage.name}.safetensors"
     first = load_run(file, parameters, optimizer) if file.exists() else 0
+    say = report if report is not None else lambda _: None
     with (out / f"{stage.name}.jsonl").open("a", encoding="utf-8") as log:
         for step in range(first, plan.steps):
             started = time.perf_counter()
@@ -83,13 +95,36 @@ def run_stage(
             nn.utils.clip_grad_norm_(list(parameters.values()), CLIP)
             optimizer.step()
             numbers = {"loss": loss.item(), **numbers, "seconds": time.perf_counter() - started}
-            if (step + 1) % plan.log_every == 0 or step + 1 == plan.steps:
-                log.write(json.dumps({"stage": stage.name, "step": step + 1, **numbers}) + "\n")
+            last = step + 1 == plan.steps
+            place = {"stage": stage.name, "step": step + 1}
+            if (step + 1) % plan.log_every == 0 or last:
+                log.write(json.dumps({**place, **numbers}) + "\n")
                 log.flush()
-            if (step + 1) % plan.save_every == 0 or step + 1 == plan.steps:
+                say(progress_line(stage.name, step + 1, plan.steps, numbers))
+            if check is not None and ((step + 1) % check.every == 0 or last):
+                figures = check.measure()
+                log.write(json.dumps({**place, "check": figures}) + "\n")
+                log.flush()
+                check.say(
+                    f"{stage.name} {step + 1}: "
+                    + ", ".join(f"{k} {100 * v:.0f} %" for k, v in figures.items())
+                )
+            if (step + 1) % plan.save_every == 0 or last:
                 save_run(file, parameters, optimizer, step + 1)
             if on_step is not None:
                 on_step(step + 1, numbers)
+
+
+BAR = 20
+"""Characters of the progress bar."""
+
+
+def progress_line(stage: str, step: int, steps: int, numbers: dict[str, float]) -> str:
+    """ "keys [#####...............] 500/2000  3 min left  loss 0.41  told 0.12"."""
+    filled = BAR * step // max(1, steps)
+    left = (steps - step) * numbers.get("seconds", 0.0) / 60
+    shown = "  ".join(f"{key} {value:.3f}" for key, value in numbers.items() if key != "seconds")
+    return f"{stage} [{'#' * filled}{'.' * (BAR - filled)}] {step}/{steps}  {left:.0f} min left  {shown}"
 
 
 def save_run(

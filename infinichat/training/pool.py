@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from infinichat.attention.bank import headwise_unit
 from infinichat.corpus.conversations import Asked, Told
 from infinichat.corpus.facts import Fact
 from infinichat.model.bank_memory import STATE_TAPS, BankMemory
@@ -78,7 +77,8 @@ class Pool:
     def _shared(self, number: int) -> list[tuple[str, ...]]:
         fact = self.facts[number]
         who = [("who", fact.subject, fact.name)] if fact.subject != "thing" else []
-        return [("what", fact.noun), *who]
+        alike = [("both", *fact.key[:2], fact.kind)] if who or fact.subject == "thing" else []
+        return [("what", fact.noun), *who, *alike]
 
     def inputs(self, places: Tensor) -> Tensor:
         """The layer's normed input at ``places`` [...]: [..., C], float32."""
@@ -104,12 +104,11 @@ class Pool:
         """Stored values of ids [n]: [n, C]."""
         return BankMemory.unit_rms(self.embedding[ids])
 
-    def contexts(self, memory: BankMemory, places: Tensor) -> Tensor:
-        """What position t asks for, and the token after t is stored under: unit [n, K]."""
+    def around(self, places: Tensor) -> Tensor:
+        """f_t: what keys, marks and queries are made of, the last states and tokens [n, 10 C]."""
         around, inside = self.before(places, TOKEN_TAPS + 1)
         words = (self.values(self.ids[around]) * inside[..., None]).flatten(1)
-        projected = memory._project(self.states(places, STATE_TAPS), words)
-        return headwise_unit(projected, memory.head_weight)
+        return torch.cat((self.states(places, STATE_TAPS), words), dim=-1)
 
     def episode(
         self, count: int, rng: random.Random, *, asked: Sequence[Asked] = (), near: float = 0.3
@@ -126,12 +125,15 @@ class Pool:
                 facts[key] = a.fact
                 questions.append(a)
         numbers = list(self.told)
+        # What was never told has neighbours, too: the dog's name when the cat's is asked for.
+        missing = [a.fact for a in chosen if a.version < 0]
         for _ in range(5 * count):
             if len(facts) >= count:
                 break
             pick = rng.choice(numbers)
-            if facts and rng.random() < near:
-                pick = rng.choice(self.same[rng.choice(self._shared(rng.choice(list(facts.values()))))])
+            if rng.random() < near and (facts or missing):
+                model = rng.choice(missing if missing and rng.random() < 0.5 else [*facts.values(), *missing])
+                pick = rng.choice(self.same.get(rng.choice(self._shared(model)), [pick]))
             if self.facts[pick].key not in banned:
                 facts.setdefault(self.facts[pick].key, pick)
         timed: list[tuple[float, Told]] = []

@@ -1,6 +1,6 @@
 """From a checkpoint and a folder of text to a trained memory: what ``infinichat train`` does.
 
-<out>/cache/       cached streams (``cache.py``)
+<out>/cache/       cached streams (``cache.py``) and the base's answers to general questions
 <out>/*.jsonl      the log of each stage     <out>/*.safetensors   the state of each stage
 <out>/checkpoint/  config.json, memory.safetensors, run.json, README.md
 """
@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
+from torch import nn
 
+from infinichat.corpus.facts import Side
 from infinichat.corpus.filler import Filler
 from infinichat.errors import UsageError
 from infinichat.model.bank_memory import BankMemory
@@ -23,19 +27,30 @@ from infinichat.model.base_weights import read_config
 from infinichat.model.checkpoint import write_checkpoint
 from infinichat.model.configuration_infini import InfiniConfig
 from infinichat.model.loading import LoadedModel
-from infinichat.training.cache import prepare, read_shard, shard_files
-from infinichat.training.loop import Plan, run_record, run_stage
+from infinichat.model.modeling_infini import InfiniForCausalLM
+from infinichat.training.cache import prepare, read_shard, shard_files, write_shard
+from infinichat.training.checks import recall_on
+from infinichat.training.general import general_answers, general_streams
+from infinichat.training.loop import Check, Plan, run_record, run_stage
 from infinichat.training.plain import lower, offsets_of
 from infinichat.training.pool import Pool
-from infinichat.training.stages import GateStage, KeysStage, RecallStage, Stage
+from infinichat.training.recall import RecallStage
+from infinichat.training.stages import GateStage, KeysStage, Stage
 
 STAGES = ("keys", "gate", "recall")
+STEPS = {"keys": 2000, "gate": 900, "recall": 400}
+"""Measured to be enough for SmolLM2-135M: 3 to 15 minutes a stage on one core."""
+
+CHECK_SIDES: tuple[Side, ...] = ("seen", "held_out")
+CHECK_EVERY = {"keys": 200, "gate": 300, "recall": 100}
 Report = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What to train from and for how long. ``steps`` are per stage; ``tokens`` per shard of the cache."""
+    """What to train from and for how long. ``steps`` are per stage; ``tokens`` per shard of the cache;
+    ``general`` questions are put to the base; ``fresh``: from an untrained memory, whatever the checkpoint
+    has."""
 
     text: Path
     out: Path
@@ -44,10 +59,12 @@ class Options:
     tokens: int = 40_000
     steps: dict[str, int] | None = None
     seed: int = 0
+    general: int = 240
+    fresh: bool = True
 
     def steps_of(self, stage: str) -> int:
-        """Measured to be enough for SmolLM2-135M: 3 to 10 minutes a stage on one core."""
-        return (self.steps or {}).get(stage) or {"keys": 2000, "gate": 900, "recall": 400}[stage]
+        """Steps of ``stage``."""
+        return (self.steps or {}).get(stage) or STEPS[stage]
 
 
 def memory_of(loaded: LoadedModel) -> tuple[int, BankMemory]:
@@ -62,53 +79,100 @@ def memory_of(loaded: LoadedModel) -> tuple[int, BankMemory]:
     return memories[0][0], memories[0][1]
 
 
-def train_memory(loaded: LoadedModel, options: Options, *, report: Report) -> Path:
-    """Prepare, train and write the checkpoint; returns its folder. Takes up whatever is in
-    ``options.out``."""
+@torch.no_grad()
+def start_afresh(memory: BankMemory, model: InfiniForCausalLM, layer: int, *, seed: int) -> None:
+    """The untrained start. The present state is projected as the layer's own keys are; the rest is small
+    noise."""
+    torch.manual_seed(seed)
+    memory.reset_parameters()
+    own = model.model.layers[layer].self_attn.k_proj.weight.float()
+    heads, width = model.config.num_key_value_heads, own.shape[1]
+    nn.init.normal_(memory.context, std=0.3 * width**-0.5)
+    if memory.context.shape[0] * heads == own.shape[0] * memory.heads:
+        shared = own.view(heads, -1, width).repeat_interleave(memory.heads // heads, dim=0)
+        memory.context[:, :width] = shared.reshape(-1, width)
+
+
+def train_memory(loaded: LoadedModel, options: Options, *, report: Report, say: Report | None = None) -> Path:
+    """Prepare, train and write the checkpoint; returns its folder. Takes up whatever is in ``options.out``.
+    ``report`` gets passing lines of progress, ``say`` those that should stay."""
     started = time.perf_counter()
     layer, memory = memory_of(loaded)
     loaded.model.requires_grad_(False)
     memory.float()
+    if options.fresh:
+        start_afresh(memory, loaded.model, layer, seed=options.seed)
     hashes = cache_streams(loaded, layer, options, report=report)
-    shards = [read_shard(file) for file in shard_files(options.out / "cache", "train")]
-    pool = Pool(shards, loaded.model, layer)
+    pool = pool_of(loaded, layer, options, ("train", "general"))
+    checks = {side: pool_of(loaded, layer, options, (side,)) for side in CHECK_SIDES}
     report(f"{len(pool.told)} facts in {len(pool.ids):,} tokens")
     for name in options.stages:
         stage = _stage(name, loaded, layer, memory, pool)
-        plan = Plan(options.steps_of(name), seed=options.seed)
-
-        def show(step: int, numbers: dict[str, float], *, total: int = plan.steps, name: str = name) -> None:
-            shown = "  ".join(f"{key} {value:.3f}" for key, value in numbers.items())
-            report(f"{name}  {step}/{total}  {shown}")
-
-        run_stage(stage, memory, options.out, plan, on_step=show)
-    arguments = {
-        key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()
-    }
+        check = Check(CHECK_EVERY[name], lambda: _checked(memory, checks), say or report)
+        run_stage(
+            stage, memory, options.out, Plan(options.steps_of(name), options.seed), check=check, report=report
+        )
+    arguments = asdict(options) | {"text": options.text.name, "out": options.out.name}
     record = run_record(arguments, data=hashes, seconds=time.perf_counter() - started)
     return write(loaded, layer, memory, options.out / "checkpoint", record)
 
 
+def pool_of(
+    loaded: LoadedModel, layer: int, options: Options, sides: tuple[Side | Literal["general"], ...]
+) -> Pool:
+    """The cached shards of ``sides``."""
+    files = [file for side in sides for file in shard_files(options.out / "cache", side)]
+    return Pool([read_shard(file) for file in files], loaded.model, layer)
+
+
+def _checked(memory: BankMemory, pools: dict[Side, Pool]) -> dict[str, float]:
+    """What is recalled of held-out streams, for the log."""
+    return {
+        f"{side} {name} {facts}": share
+        for side, pool in pools.items()
+        for facts in (16, 64)
+        if pool.known
+        for name, share in recall_on(memory, pool, facts=facts, questions=96).items()
+    }
+
+
 def cache_streams(loaded: LoadedModel, layer: int, options: Options, *, report: Report) -> dict[str, str]:
     """Write the shards that are missing; returns the SHA-256 of each file of the text folder."""
-    filler = Filler(options.text)
+    fillers = {False: Filler(options.text), True: Filler(options.text, validation=True)}
     hashes = {
         str(file.relative_to(options.text)): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(options.text.rglob("*"))
         if file.suffix in (".jsonl", ".txt", ".md")
     }
-    done = prepare(
-        options.out / "cache",
-        "train",
-        lower(loaded.model, layer),
-        offsets_of(loaded.tokenizer),
-        filler,
-        shards=options.shards,
-        tokens=options.tokens,
+    folder, below = options.out / "cache", lower(loaded.model, layer)
+    folder.mkdir(parents=True, exist_ok=True)
+    general = general_answers(
+        loaded,
+        folder / "general.json",
+        fillers[False],
+        count=options.general,
         seed=options.seed,
+        report=report,
     )
-    for file in done:
-        report(f"cached {file.name} of {options.shards}")
+    kept = folder / "general-00000.safetensors"
+    if not kept.exists():
+        rng = random.Random(f"{options.seed}/general streams")
+        write_shard(kept, [("general", s) for s in general_streams(general, loaded, rng)], [], below)
+    sides: tuple[tuple[Side, int], ...] = (("seen", 1), ("held_out", 1), ("train", options.shards))
+    for side, shards in sides:
+        done = prepare(
+            folder,
+            side,
+            below,
+            offsets_of(loaded.tokenizer),
+            fillers[side != "train"],
+            shards=shards,
+            tokens=options.tokens if side == "train" else options.tokens // 2,
+            seed=options.seed,
+            general=general if side == "train" else (),
+        )
+        for file in done:
+            report(f"cached {file.name} of {shards}")
     return hashes
 
 

@@ -12,7 +12,7 @@ SLOTS, WIDTH = 4, 6
 
 
 def rule(**changes: float) -> BankRule:
-    values = {"beta": 40.0, "null": 0.5, "recency": 0.2, "gain": 30.0, "same": 0.85, **changes}
+    values = {"beta": 40.0, "null": 0.5, "recency": 0.2, "alike": 40.0, "new": 0.8, "force": 9.0, **changes}
     return BankRule(**{name: torch.tensor(value, dtype=F64) for name, value in values.items()})
 
 

@@ -66,7 +66,7 @@ def open_memory(memory: PaperMemory | ResidualMemory | None) -> None:
     if isinstance(memory, BankMemory):
         memory.recency.fill_(0.3)
         memory.matrix_gain.fill_(0.5)
-        memory.erase.copy_(torch.tensor([1.5, 0.5]))
+        memory.erase.copy_(torch.tensor([1.5, 0.5, 0.3]))
 
 
 @torch.no_grad()

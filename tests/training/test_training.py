@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from infinichat.attention.bank import BankState, bank_read, bank_write
 from infinichat.corpus.conversations import OTHER, VALUE, StreamMaker
 from infinichat.corpus.facts import FactMaker
 from infinichat.corpus.filler import Filler
@@ -19,10 +20,14 @@ from infinichat.model.bank_memory import BankMemory
 from infinichat.model.configuration_infini import InfiniConfig
 from infinichat.model.modeling_infini import InfiniForCausalLM
 from infinichat.training.cache import Shard, draw_streams, prepare, read_shard, shard_files
-from infinichat.training.loop import Plan, run_stage
+from infinichat.training.checks import recall_on
+from infinichat.training.loop import Check, Plan, run_stage
 from infinichat.training.plain import decode, lower, offsets_of
-from infinichat.training.pool import Pool
-from infinichat.training.stages import GateStage, KeysStage, RecallStage
+from infinichat.training.plots import draw, series
+from infinichat.training.pool import Episode, Pool
+from infinichat.training.reading import read, same_slot, slots_of, write
+from infinichat.training.recall import RecallStage
+from infinichat.training.stages import GateStage, KeysStage
 
 LAYER = 1
 
@@ -177,3 +182,63 @@ def test_a_cache_without_facts_is_refused(model: InfiniForCausalLM, cached: Shar
     assert isinstance(memory, nn.Module)
     with pytest.raises(UsageError, match="prepare more"):
         KeysStage(memory, Pool([empty], model, LAYER))
+
+
+def test_held_out_recall_is_logged_and_drawn(model: InfiniForCausalLM, cached: Shard, tmp_path: Path) -> None:
+    memory, pool = memory_of(model), Pool([cached], model, LAYER)
+    said: list[str] = []
+    passing: list[str] = []
+    check = Check(5, lambda: recall_on(memory, pool, facts=8, questions=8), said.append)
+    run_stage(KeysStage(memory, pool), memory, tmp_path, Plan(10), check=check, report=passing.append)
+    lines = [json.loads(line) for line in (tmp_path / "keys.jsonl").read_text().splitlines()]
+    figures = [line["check"] for line in lines if "check" in line]
+    assert len(figures) == len(said) == 2
+    assert set(figures[0]) == {"recall", "updated", "refused", "unknown"}
+    assert all(0 <= share <= 1 for share in figures[-1].values())
+    assert passing[-1].startswith("keys [####################] 10/10")
+    assert series(lines, "check")["recall"] == [(5, figures[0]["recall"]), (10, figures[1]["recall"])]
+    for picture in draw(tmp_path):
+        assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_made_up_bank_is_the_products(model: InfiniForCausalLM, cached: Shard) -> None:
+    """Same keys, same fading and same reads as the layer's own bank gives for the same tokens in that
+    order."""
+    memory, pool = memory_of(model), Pool([cached], model, LAYER)
+    episode = pool.episode(6, random.Random(2))
+    with torch.no_grad():
+        bank = write(memory, pool, episode, torch.empty(0, dtype=torch.long))
+        count, width = bank.keys.shape
+        start = BankState(
+            torch.zeros(1, count, width),
+            torch.zeros(1, count, 32),
+            torch.zeros(1, count, dtype=torch.long),
+            torch.zeros(1, count),
+            torch.zeros(1, count, dtype=torch.long),
+        )
+        new = (bank.keys[None], pool.values(bank.ids)[None], bank.ids[None])
+        chosen, rule = torch.ones(1, count, dtype=torch.bool), memory.rule(torch.float32)
+        real = bank_write(start, new, chosen=chosen, written=torch.tensor([0]), rule=rule)
+        queries = bank.keys[:5]
+        expected = bank_read(queries[None], real, torch.tensor([count]), rule)
+        ours = read(memory, bank, queries).exp()
+    torch.testing.assert_close(ours[:, :-1] @ pool.values(bank.ids), expected.values[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours[:, -1], expected.null[0], atol=1e-4, rtol=1e-4)
+
+
+def test_a_token_replaces_those_with_the_same_question_and_beginning(
+    model: InfiniForCausalLM, cached: Shard
+) -> None:
+    pool = Pool([cached], model, LAYER)
+    number = next(n for n, told in pool.told.items() if len(told) > 1)
+    first, second = sorted(pool.told[number], key=lambda told: told.version)[:2]
+    slots = slots_of(pool, Episode([first, second], [], []), 2)
+    same = same_slot(slots)
+    assert not same[:2].any()
+    assert not same[:, :2].any()
+    assert bool(same[2, 2 + first.count])
+    one, two = (pool.ids[t.start : t.start + t.count].tolist() for t in (first, second))
+    alike = next(
+        (at for at, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two))
+    )
+    assert int(same.sum()) == min(alike + 1, len(one), len(two))

@@ -1,0 +1,81 @@
+"""A made-up memory on cached streams: the bank that a past would leave, and what is read from it.
+
+The same rules as the product's bank (``infinichat.attention.bank``), with gradients, for one conversation
+whose tokens are places of a ``Pool``.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from infinichat.attention.bank import headwise_unit, replaced
+from infinichat.corpus.conversations import OTHER
+from infinichat.model.bank_memory import BankMemory
+from infinichat.training.pool import Episode, Pool, value_places
+
+
+@dataclass(frozen=True, slots=True)
+class Bank:
+    """Unit keys [n, K], by how much each has faded and aged [n] <= 0, ids [n] of the written tokens, oldest
+    first. ``taken`` [n, n] is what the later one of a pair takes from the earlier, in nats."""
+
+    keys: Tensor
+    bias: Tensor
+    ids: Tensor
+    taken: Tensor
+
+
+def project(memory: BankMemory, around: Tensor) -> Tensor:
+    """Unit keys [n, K] for what is around places [n, 10 C]."""
+    return headwise_unit(F.linear(around, memory.context), memory.head_weight)
+
+
+def write(memory: BankMemory, pool: Pool, episode: Episode, stray: Tensor, *, dropout: float = 0.0) -> Bank:
+    """Everything that ``episode`` tells, after the ``stray`` tokens, as the product's bank would hold it."""
+    places = torch.cat((stray, value_places(episode.told)))
+    keys = project(memory, F.dropout(pool.around(places - 1), dropout, training=dropout > 0))
+    rule = memory.rule(keys.dtype)
+    earlier = torch.ones(len(keys), len(keys), dtype=torch.bool).triu(diagonal=1)
+    taken = replaced(keys, keys, earlier, rule)
+    age = torch.arange(len(keys) - 1, -1, -1, dtype=keys.dtype)
+    return Bank(keys, -taken.sum(dim=1) - rule.recency * torch.log1p(age), pool.ids[places], taken)
+
+
+def read(memory: BankMemory, bank: Bank, queries: Tensor) -> Tensor:
+    """Logarithms of the weights [n, slots + 1] for unit queries [n, K]; the last is the null slot's."""
+    rule = memory.rule(queries.dtype)
+    scores = rule.beta * (queries @ bank.keys.T) + bank.bias
+    null = (rule.beta * rule.null).expand(len(queries), 1)
+    return torch.cat((scores, null), dim=1).log_softmax(dim=1)
+
+
+def stray_tokens(pool: Pool, count: int, rng: random.Random) -> Tensor:
+    """``count`` tokens that nobody meant to be written: the gate's mistakes, made up."""
+    found: list[int] = []
+    while len(found) < count:
+        place = rng.randrange(len(pool.ids))
+        if int(pool.labels[place]) == OTHER:
+            found.append(place)
+    return torch.tensor(found, dtype=torch.long)
+
+
+def slots_of(pool: Pool, episode: Episode, stray: int) -> list[object]:
+    """What each written token answers, comparable: the fact, and the value's tokens before it. Two tokens
+    with the same are asked for by the same words, so that the later one must replace the earlier."""
+    found: list[object] = [("stray", number) for number in range(stray)]
+    for told in episode.told:
+        ids = pool.ids[told.start : told.start + told.count].tolist()
+        found += [(pool.facts[told.fact].key, tuple(ids[:at])) for at in range(told.count)]
+    return found
+
+
+def same_slot(slots: list[object]) -> Tensor:
+    """[n, n] True where the second of two tokens must replace the first."""
+    numbers: dict[object, int] = {}
+    named = torch.tensor([numbers.setdefault(slot, len(numbers)) for slot in slots])
+    return (named[:, None] == named[None]).triu(diagonal=1)

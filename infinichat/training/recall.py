@@ -1,0 +1,160 @@
+"""The last stage of a bank memory: what its reads add to the residual, through the frozen layers above it.
+
+Answers are learned by cross-entropy under banks of many facts. Everything else must stay the base's: its own
+distribution on talk and on general questions is held by KL under the same banks, and what is added where
+nothing is asked costs energy.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from infinichat.corpus.conversations import Asked
+from infinichat.model.bank_memory import BankMemory
+from infinichat.model.modeling_infini import InfiniForCausalLM
+from infinichat.training.plain import decode
+from infinichat.training.pool import Pool
+from infinichat.training.reading import Bank, project, read, stray_tokens, write
+
+READ = ("out", "confidence", "found_bias", "read_gate", "adapt_in", "adapt_in_bias", "adapt_out")
+READ_SCALARS = ("alpha", "read_confidence", "read_bias")
+QUIET, GENERAL = 190, 4
+"""Tokens of talk, and how many general questions, that are held to the base's distribution in a step."""
+
+JUDGED = 64
+"""Tokens of that talk whose distributions are compared."""
+
+
+class RecallStage:
+    """Trains the read into the residual, through the frozen layers above the memory."""
+
+    name = "recall"
+
+    def __init__(
+        self,
+        memory: BankMemory,
+        pool: Pool,
+        model: InfiniForCausalLM,
+        *,
+        layer: int,
+        rate: float = 1e-3,
+        streams: int = 4,
+        longest: int = 330,
+    ) -> None:
+        self.memory, self.pool, self.model, self.layer = memory, pool, model, layer
+        self.streams, self.longest = streams, longest
+        self.rates = dict.fromkeys(READ, rate) | dict.fromkeys(READ_SCALARS, 3e-2)
+        by_stream: dict[int, list[Asked]] = {}
+        for a in pool.asked:
+            by_stream.setdefault(int(pool.stream[a.answer]), []).append(a)
+        self.asking = sorted(by_stream.items())
+        self.quiet = [s for s in pool.streams if s[2] not in ("ask", "general")]
+        self.general = [s for s in pool.streams if s[2] == "general"]
+
+    def loss(self, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
+        rows: list[tuple[int, int, Bank]] = []
+        asked: list[list[Asked]] = []
+        for _ in range(20 * self.streams):
+            number, questions = rng.choice(self.asking)
+            start = self.pool.streams[number][0]
+            questions = [a for a in questions if a.end - start <= self.longest]
+            if questions and len(rows) < self.streams:
+                rows.append((start, questions[-1].end - start, self._bank(rng, questions)))
+                asked.append(questions)
+        hidden, added, energy = self._added(rows)
+        final = self._upper(hidden, added)
+        answers, right = self._answers(final, rows, asked)
+        kept, more = self._kept([row[2] for row in rows], rng)
+        for row, answered, spent in zip(rows, asked, energy, strict=True):
+            silent = torch.ones(len(spent))
+            for a in answered:
+                silent[a.answer - 1 - row[0] : a.end - 1 - row[0]] = 0
+            more.append(spent[silent > 0])
+        silence = torch.cat(more).mean()
+        numbers = {"answers": answers.item(), "right": right, "kept": kept.item(), "added": silence.item()}
+        return answers + 2 * kept + 3 * silence, numbers
+
+    def _bank(self, rng: random.Random, questions: Sequence[Asked]) -> Bank:
+        count, near = rng.choice((4, 8, 16, 32, 64, 128)), rng.choice((0.0, 0.3, 0.6))
+        episode = self.pool.episode(count, rng, asked=questions, near=near)
+        with torch.no_grad():
+            stray = stray_tokens(self.pool, rng.choice((0, 0, 8, 24)), rng)
+            return write(self.memory, self.pool, episode, stray)
+
+    def _added(self, rows: Sequence[tuple[int, int, Bank]]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Padded states [B, T, C], what the memory adds to them, and its share of their energy [T] by row."""
+        longest, width = max(row[1] for row in rows), self.pool.hidden.shape[1]
+        hidden = torch.zeros(len(rows), longest, width, dtype=self.model.model.norm.weight.dtype)
+        added = torch.zeros(len(rows), longest, width)
+        energy = []
+        for index, (start, length, bank) in enumerate(rows):
+            places = torch.arange(start, start + length)
+            with torch.no_grad():
+                p = read(self.memory, bank, project(self.memory, self.pool.around(places))).exp()
+                values = p[:, :-1] @ self.pool.values(bank.ids)
+            got = self.memory.added(self.pool.inputs(places), values, p[:, -1:])
+            h = self.pool.hidden[places]
+            hidden[index, :length], added[index, :length] = h.to(hidden.dtype), got
+            energy.append(got.square().sum(dim=-1) / h.float().square().sum(dim=-1).clamp(min=1.0))
+        return hidden, added, energy
+
+    def _upper(self, hidden: Tensor, added: Tensor | None) -> Tensor:
+        last = self.model.config.num_hidden_layers
+        normed: Tensor = self.model.model.norm(
+            decode(self.model, hidden, first=self.layer, last=last, added=added)
+        )
+        return normed
+
+    def _answers(
+        self, final: Tensor, rows: Sequence[tuple[int, int, Bank]], asked: Sequence[Sequence[Asked]]
+    ) -> tuple[Tensor, float]:
+        """Cross-entropy on the answers' tokens, and the share of them that would be said. First and value
+        tokens count twice, the token after a value four times: a value that goes on is a wrong one."""
+        chosen, targets, weights = [], [], []
+        for index, questions in enumerate(asked):
+            for a in questions:
+                places = torch.arange(a.answer - 1, a.end - 1)
+                weight, value = torch.ones(len(places)), a.value - a.answer
+                weight[value : value + a.count] = 2
+                weight[0] = 2
+                weight[min(value + a.count, len(weight) - 1)] = 4
+                chosen.append(final[index, places - rows[index][0]])
+                targets.append(self.pool.ids[places + 1])
+                weights.append(weight)
+        logits = self.model.lm_head(torch.cat(chosen)).float()
+        weight, target = torch.cat(weights), torch.cat(targets)
+        loss = F.cross_entropy(logits, target, reduction="none")
+        right = (logits.argmax(dim=-1) == target).float().mean().item()
+        return (loss * weight).sum() / weight.sum(), right
+
+    def _kept(self, banks: Sequence[Bank], rng: random.Random) -> tuple[Tensor, list[Tensor]]:
+        """KL to the base on a stretch of talk and on general questions, and the energy added to them."""
+        rows: list[tuple[int, int, Bank]] = []
+        judged: list[list[int]] = []
+        if self.quiet:
+            start, length, _ = rng.choice(self.quiet)
+            rows.append((start, min(length, QUIET), rng.choice(banks)))
+            judged.append(rng.sample(range(rows[0][1]), min(JUDGED, rows[0][1])))
+        for start, length, _ in rng.sample(self.general, min(GENERAL, len(self.general))):
+            rows.append((start, length, rng.choice(banks)))
+            ids = self.pool.ids[start : start + length]
+            # A stream begins with the token that opens a turn; after the last of those, the answer.
+            opened = int((ids == ids[0]).nonzero()[-1, 0])
+            judged.append(list(range(min(opened + 2, length - 1), length)))
+        if not rows:
+            return torch.zeros(()), []
+        hidden, added, energy = self._added(rows)
+        where = (
+            torch.tensor([row for row, places in enumerate(judged) for _ in places]),
+            torch.tensor([place for places in judged for place in places]),
+        )
+        with torch.no_grad():
+            plain = self.model.lm_head(self._upper(hidden, None)[where]).float().log_softmax(dim=-1)
+        changed = self.model.lm_head(self._upper(hidden, added)[where]).float().log_softmax(dim=-1)
+        apart = F.kl_div(changed, plain, reduction="none", log_target=True).sum(dim=-1)
+        return apart.mean(), energy
