@@ -265,10 +265,12 @@ class StreamMaker:
         self.chatter(stream, turns)
         return stream.encode(self.tokenizer)
 
-    def ask_stream(self, numbers: list[int], *, unknown: float, chatter: float) -> Stream:
-        """Questions about the facts ``numbers`` (about a share ``unknown`` as never told), dialogue and
-        general questions before and between."""
+    def ask_stream(self, numbers: list[int], *, unknown: float, chatter: float, before: int = 0) -> Stream:
+        """Questions about the facts ``numbers`` (about a share ``unknown`` as never told), after ``before``
+        turns of dialogue, with dialogue and general questions between."""
         rng, stream = self.rng, self.opening()
+        for _ in range(before):
+            self.chatter(stream, 1)
         for number in numbers:
             if rng.random() < chatter:
                 self.chatter(stream, 1)

@@ -25,6 +25,9 @@ from infinichat.corpus.conversations import Asked, Stream, StreamMaker, Told
 from infinichat.corpus.facts import Fact, FactMaker, Side
 from infinichat.corpus.filler import Filler
 
+GROUP = 7
+"""Questions in a stream."""
+
 Lower = Callable[[Tensor], Tensor]
 """ids [B, T] to states [B, T, C] before the memory's layer (``plain.lower``)."""
 
@@ -52,9 +55,9 @@ def draw_streams(maker: StreamMaker, tokens: int) -> list[tuple[str, Stream]]:
     size = 0
     while size < tokens * 0.6:
         draw = rng.random()
-        if draw < 0.3:
+        if draw < 0.16:
             kind, stream = "book", maker.book_stream(rng.randint(800, 3000), rng.choice((0, 0, 0, 1, 2)))
-        elif draw < 0.5:
+        elif draw < 0.35:
             kind, stream = "talk", maker.talk_stream(rng.randint(2, 6))
         else:
             kind, stream = "tell", maker.tell_stream(rng.randint(5, 14))
@@ -63,9 +66,10 @@ def draw_streams(maker: StreamMaker, tokens: int) -> list[tuple[str, Stream]]:
             size += len(stream.ids)
     kept = sorted({told.fact for _, stream in streams for told in stream.told})
     rng.shuffle(kept)
-    for start in range(0, len(kept), 6):
-        chatter = rng.choice((0.0, 0.0, 0.1, 0.3))
-        streams.append(("ask", maker.ask_stream(kept[start : start + 6], unknown=0.2, chatter=chatter)))
+    for start in range(0, len(kept), GROUP):
+        chatter, before = rng.choice((0.0, 0.0, 0.1, 0.3)), rng.choice((0, 0, 0, 0, 3))
+        asked = maker.ask_stream(kept[start : start + GROUP], unknown=0.2, chatter=chatter, before=before)
+        streams.append(("ask", asked))
     return streams
 
 

@@ -9,10 +9,15 @@ from __future__ import annotations
 import random
 
 import torch
+from torch import Tensor
 
+from infinichat.corpus.conversations import OTHER
 from infinichat.model.bank_memory import BankMemory
 from infinichat.training.pool import Pool
 from infinichat.training.reading import project, read, stray_tokens, write
+
+PIECE = 8192
+"""Tokens that are looked at together."""
 
 
 @torch.no_grad()
@@ -32,26 +37,42 @@ def recall_on(
         if not episode.asked:
             break
         bank = write(memory, pool, episode, stray_tokens(pool, 8, rng))
-        for a in episode.asked:
-            places = torch.arange(a.value - 1, a.value + a.count - 1)
-            best = read(memory, bank, project(memory, pool.around(places))).exp()
-            tokens, null = _by_token(best[:, :-1], bank.ids), best[:, -1]
-            share = torch.stack(
-                [tokens.get(int(i), null.new_zeros(len(places))) for i in pool.ids[places + 1]]
-            )
-            top = torch.stack(list(tokens.values())).max(dim=0).values
-            right = bool(((share.diagonal() >= top) & (share.diagonal() > null)).all())
-            (updated if a.version else once).append(right)
-            refused.append(bool(null[0] > 0.5))
+        places = [torch.arange(a.value - 1, a.value + a.count - 1) for a in episode.asked]
         strange = torch.tensor([a.value - 1 for a in episode.strangers], dtype=torch.long)
-        weights = read(memory, bank, project(memory, pool.around(strange))).exp()
-        unknown += (weights[:, -1] > 0.5).tolist()
+        queries = project(memory, pool.around(torch.cat((*places, strange))))
+        weights = read(memory, bank, queries).exp()
+        right = _right(weights, bank.ids, pool.ids[torch.cat(places) + 1])
+        at = 0
+        for a in episode.asked:
+            (updated if a.version else once).append(bool(right[at : at + a.count].all()))
+            refused.append(bool(weights[at, -1] > 0.5))
+            at += a.count
+        unknown += (weights[at:, -1] > 0.5).tolist()
     named = {"recall": once, "updated": updated, "refused": refused, "unknown": unknown}
     return {name: sum(values) / max(1, len(values)) for name, values in named.items()}
 
 
-def _by_token(weights: torch.Tensor, ids: torch.Tensor) -> dict[int, torch.Tensor]:
-    """Weights [n, slots] summed over the slots of each token: token to [n]."""
+@torch.no_grad()
+def gate_on(memory: BankMemory, pool: Pool) -> dict[str, float]:
+    """What the write gate does: the share of values told that are ``written`` whole, and the share of all
+    tokens that are written and should not be, ``stray``."""
+    taps = memory.gate_taps.shape[0]
+    places = torch.arange(len(pool.ids)).split(PIECE)
+    opened = torch.cat([memory.write_strength(pool.states(some, taps)) > 0 for some in places])
+    told = [t for tellings in pool.told.values() for t in tellings]
+    whole = [bool(opened[t.start : t.start + t.count].all()) for t in told]
+    other = pool.labels == OTHER
+    return {
+        "written": sum(whole) / max(1, len(whole)),
+        "stray": float(opened[other].float().mean()) if bool(other.any()) else 0.0,
+    }
+
+
+def _right(weights: Tensor, ids: Tensor, wanted: Tensor) -> Tensor:
+    """Whether the ``wanted`` tokens [n] have more weight than any other and than the null slot, for weights
+    [>= n, slots + 1] of slots that hold ``ids`` [slots]."""
     tokens, place = torch.unique(ids, return_inverse=True)
-    summed = weights.new_zeros(len(weights), len(tokens)).index_add_(1, place, weights)
-    return dict(zip(tokens.tolist(), summed.T, strict=True))
+    weights = weights[: len(wanted)]
+    summed = weights.new_zeros(len(weights), len(tokens)).index_add_(1, place, weights[:, :-1])
+    best = summed.max(dim=1)
+    return (tokens[best.indices] == wanted) & (best.values > weights[:, -1])

@@ -106,8 +106,7 @@ def run_stage(
                 log.write(json.dumps({**place, "check": figures}) + "\n")
                 log.flush()
                 check.say(
-                    f"{stage.name} {step + 1}: "
-                    + ", ".join(f"{k} {100 * v:.0f} %" for k, v in figures.items())
+                    f"{stage.name} {step + 1}: " + ", ".join(f"{k} {v:.3g}" for k, v in figures.items())
                 )
             if (step + 1) % plan.save_every == 0 or last:
                 save_run(file, parameters, optimizer, step + 1)

@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -29,7 +30,7 @@ from infinichat.model.configuration_infini import InfiniConfig
 from infinichat.model.loading import LoadedModel
 from infinichat.model.modeling_infini import InfiniForCausalLM
 from infinichat.training.cache import prepare, read_shard, shard_files, write_shard
-from infinichat.training.checks import recall_on
+from infinichat.training.checks import gate_on, recall_on
 from infinichat.training.general import general_answers, general_streams
 from infinichat.training.loop import Check, Plan, run_record, run_stage
 from infinichat.training.plain import lower, offsets_of
@@ -42,7 +43,7 @@ STEPS = {"keys": 2000, "gate": 900, "recall": 400}
 """Measured to be enough for SmolLM2-135M: 3 to 15 minutes a stage on one core."""
 
 CHECK_SIDES: tuple[Side, ...] = ("seen", "held_out")
-CHECK_EVERY = {"keys": 200, "gate": 300, "recall": 100}
+CHECK_EVERY = {"keys": 400, "gate": 900, "recall": 400}
 Report = Callable[[str], None]
 
 
@@ -108,7 +109,7 @@ def train_memory(loaded: LoadedModel, options: Options, *, report: Report, say: 
     report(f"{len(pool.told)} facts in {len(pool.ids):,} tokens")
     for name in options.stages:
         stage = _stage(name, loaded, layer, memory, pool)
-        check = Check(CHECK_EVERY[name], lambda: _checked(memory, checks), say or report)
+        check = Check(CHECK_EVERY[name], partial(_checked, name, memory, checks), say or report)
         run_stage(
             stage, memory, options.out, Plan(options.steps_of(name), options.seed), check=check, report=report
         )
@@ -125,8 +126,14 @@ def pool_of(
     return Pool([read_shard(file) for file in files], loaded.model, layer)
 
 
-def _checked(memory: BankMemory, pools: dict[Side, Pool]) -> dict[str, float]:
-    """What is recalled of held-out streams, for the log."""
+def _checked(stage: str, memory: BankMemory, pools: dict[Side, Pool]) -> dict[str, float]:
+    """What is written or recalled of held-out streams, for the log."""
+    if stage == "gate":
+        return {
+            f"{side} {name}": share
+            for side, pool in pools.items()
+            for name, share in gate_on(memory, pool).items()
+        }
     return {
         f"{side} {name} {facts}": share
         for side, pool in pools.items()

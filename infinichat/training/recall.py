@@ -23,10 +23,10 @@ from infinichat.training.reading import Bank, project, read, stray_tokens, write
 
 READ = ("out", "confidence", "found_bias", "read_gate", "adapt_in", "adapt_in_bias", "adapt_out")
 READ_SCALARS = ("alpha", "read_confidence", "read_bias")
-QUIET, GENERAL = 190, 4
+QUIET, GENERAL = 100, 3
 """Tokens of talk, and how many general questions, that are held to the base's distribution in a step."""
 
-JUDGED = 64
+JUDGED = 48
 """Tokens of that talk whose distributions are compared."""
 
 
@@ -43,8 +43,8 @@ class RecallStage:
         *,
         layer: int,
         rate: float = 1e-3,
-        streams: int = 4,
-        longest: int = 330,
+        streams: int = 3,
+        longest: int = 360,
     ) -> None:
         self.memory, self.pool, self.model, self.layer = memory, pool, model, layer
         self.streams, self.longest = streams, longest

@@ -20,7 +20,7 @@ from infinichat.model.bank_memory import BankMemory
 from infinichat.model.configuration_infini import InfiniConfig
 from infinichat.model.modeling_infini import InfiniForCausalLM
 from infinichat.training.cache import Shard, draw_streams, prepare, read_shard, shard_files
-from infinichat.training.checks import recall_on
+from infinichat.training.checks import gate_on, recall_on
 from infinichat.training.loop import Check, Plan, run_stage
 from infinichat.training.plain import decode, lower, offsets_of
 from infinichat.training.plots import draw, series
@@ -199,6 +199,16 @@ def test_held_out_recall_is_logged_and_drawn(model: InfiniForCausalLM, cached: S
     assert series(lines, "check")["recall"] == [(5, figures[0]["recall"]), (10, figures[1]["recall"])]
     for picture in draw(tmp_path):
         assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_gate_that_is_always_open_writes_all_values_and_all_strays(
+    model: InfiniForCausalLM, cached: Shard
+) -> None:
+    memory, pool = memory_of(model), Pool([cached], model, LAYER)
+    memory.gate_taps.data.zero_()
+    for bias, share in ((1.0, 1.0), (-1.0, 0.0)):
+        memory.gate_bias.data.fill_(bias)
+        assert gate_on(memory, pool) == {"written": share, "stray": share}
 
 
 def test_the_made_up_bank_is_the_products(model: InfiniForCausalLM, cached: Shard) -> None:
