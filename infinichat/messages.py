@@ -138,8 +138,24 @@ class LayerMemory:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryMark:
+    """What the memory held at the end of one turn. ``words`` is the beginning of what the turn was about: the
+    user's message, or a document's title. ``added`` is how many tokens all layers wrote in it; the counts in
+    ``layers`` are those since the session began."""
+
+    message: str
+    role: Role
+    words: str
+    created: float
+    tokens_seen: int
+    added: int
+    layers: tuple[LayerMemory, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryReport:
-    """The state of one session: what ``infinichat memory show`` prints and the memory screen draws."""
+    """The state of one session: what ``infinichat memory show`` prints and the memory screen draws.
+    ``history`` has the newest turns that were recorded under this model, oldest first."""
 
     session: str
     model: str
@@ -149,3 +165,4 @@ class MemoryReport:
     window_size: int
     state_bytes: int
     layers: tuple[LayerMemory, ...]
+    history: tuple[MemoryMark, ...] = ()

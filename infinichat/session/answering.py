@@ -202,9 +202,23 @@ def keep(keeper: StateKeeper) -> str | None:
     try:
         if keeper.half is None:
             keeper.store.set_tokens_seen(keeper.session_id, tokens_seen(keeper))
+            mark_memory(keeper)
     except StoreError as error:
         return str(error)
     return keeper.save()
+
+
+def mark_memory(keeper: StateKeeper) -> None:
+    """Keep what the memory holds now, at the tip, for the history of what was written when."""
+    tip = keeper.store.session(keeper.session_id).tip
+    if keeper.state is None or tip is None or not keeper.engine.info.memory_layers:
+        return
+    keeper.store.mark_memory(
+        tip,
+        keeper.root,
+        tokens_seen=tokens_seen(keeper),
+        layers=keeper.engine.layer_memory(keeper.state),
+    )
 
 
 def tokens_seen(keeper: StateKeeper) -> int:

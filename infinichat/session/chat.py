@@ -187,6 +187,7 @@ class ChatSession:
                 window_size=info.window,
                 state_bytes=keeper.engine.state_bytes(keeper.state),
                 layers=keeper.engine.layer_memory(keeper.state),
+                history=self.store.memory_marks(self.id, keeper.root),
             )
 
     def close(self) -> None:

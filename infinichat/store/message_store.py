@@ -7,8 +7,8 @@ import time
 from collections.abc import Sequence
 
 from infinichat.errors import UsageError
-from infinichat.messages import FinishReason, Message, Role
-from infinichat.store import answers, search, sessions, transcripts
+from infinichat.messages import FinishReason, LayerMemory, MemoryMark, Message, Role
+from infinichat.store import answers, memory_marks, search, sessions, transcripts
 from infinichat.store.base import StoreBase
 from infinichat.store.records import Draft, Feed, SearchHit
 
@@ -154,6 +154,26 @@ class MessageStore(StoreBase):
         """What was fed for this message under this model, or ``None`` when it never was."""
         with self._database.read() as connection:
             return answers.feeds(connection, transcripts.message_key(connection, message_id), fingerprint)
+
+    # -- what was written to the memory when --
+
+    def mark_memory(
+        self, message_id: str, fingerprint: str, *, tokens_seen: int, layers: Sequence[LayerMemory]
+    ) -> None:
+        """Keep what the memory of this model held at the end of the turn that this message ended."""
+        with self._database.write() as connection:
+            memory_marks.write(
+                connection,
+                transcripts.message_key(connection, message_id),
+                fingerprint=fingerprint,
+                tokens_seen=tokens_seen,
+                layers=layers,
+            )
+
+    def memory_marks(self, session_id: str, fingerprint: str, *, limit: int = 400) -> tuple[MemoryMark, ...]:
+        """What was kept for the newest ``limit`` messages of the selected branch, oldest first."""
+        with self._session_read(session_id) as (connection, key):
+            return memory_marks.marks(connection, key, fingerprint=fingerprint, limit=limit)
 
     # -- search --
 

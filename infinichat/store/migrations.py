@@ -10,6 +10,7 @@ database made by a newer infinichat is refused and not touched.
     drafts                 the answer that is streaming, one per session
     snapshots, snapshot_links      saved states by chain, and the sessions that use them
     words                  full-text index over what was said and read
+    memory_marks           what the memory held after a message, per model fingerprint
 """
 
 from __future__ import annotations
@@ -90,7 +91,20 @@ def m002_search(connection: sqlite3.Connection) -> None:
         index_message(connection, row["key"], role=row["role"], title=row["title"], content=row["content"])
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (m001_transcripts, m002_search)
+def m003_memory_marks(connection: sqlite3.Connection) -> None:
+    """What the memory of a model held at the end of each turn. Earlier turns have none, and need none."""
+    connection.execute(
+        """CREATE TABLE memory_marks (
+            message INTEGER NOT NULL REFERENCES messages(key) ON DELETE CASCADE, fingerprint TEXT NOT NULL,
+            tokens_seen INTEGER NOT NULL, layers TEXT NOT NULL, UNIQUE (message, fingerprint))"""
+    )
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
+    m001_transcripts,
+    m002_search,
+    m003_memory_marks,
+)
 
 
 def migrate(database: Database, *, backups: Path) -> list[Path]:

@@ -112,6 +112,16 @@ def test_memory_show_for_people_says_what_it_means(run: Run, book: Path) -> None
     run("read", str(book), "--session", "t")
     assert "have left the window" in run("memory", "show", "t").out
     assert "compressive" in run("memory", "show", "t").out
+    run("ask", "what is in it?", "--session", "t", replies=["words"])
+    shown = run("memory", "show", "t").out
+    assert "moby.txt" in shown
+    assert "what is in it?" in shown
+    history = run("memory", "show", "t", "--json").json["history"]
+    assert [(turn["role"], turn["words"]) for turn in history] == [
+        ("document", "moby.txt"),
+        ("assistant", "what is in it?"),
+    ]
+    assert history[0]["added"] > history[1]["added"] > 0
     run("ask", "hello", "--session", "u", replies=["hi"])
     assert "still in the exact window" in run("memory", "show", "u").out
 

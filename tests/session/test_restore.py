@@ -278,3 +278,27 @@ def test_resuming_does_not_depend_on_the_length_of_the_session(opened: Open) -> 
     asked = finished(session.send("now"))
     assert engine.fed == asked.stats.tokens_in
     assert replace(asked.stats).tokens_seen == session.record.tokens_seen
+
+
+def test_what_was_written_when_is_kept_with_the_session(opened: Open) -> None:
+    session = opened(engine=ScriptedEngine(window=16))
+    talk(session, "one", "two")
+    before = session.memory_report().history
+    assert [mark.words for mark in before] == ["one", "two"]
+    assert all(mark.added > 0 for mark in before)
+    assert before[-1].layers == session.memory_report().layers
+    session.close()
+    session = opened(engine=ScriptedEngine(["x", "y", "z"], window=16))
+    assert session.memory_report().history == before
+    said(session.regenerate(sampling=SamplingOptions(temperature=1.0, seed=1)))
+    history = session.memory_report().history
+    assert [mark.words for mark in history] == ["one", "two"]
+    assert history[-1].message == session.record.tip != before[-1].message
+
+
+def test_a_document_has_its_place_in_the_history(opened: Open) -> None:
+    session = opened(engine=ScriptedEngine(window=16))
+    finished(session.read("book.txt", "many words " * 50))
+    (mark,) = session.memory_report().history
+    assert (mark.role, mark.words) == ("document", "book.txt")
+    assert mark.added == mark.layers[0].written > 400

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from infinichat.errors import DatabaseError, DiskError
-from infinichat.messages import Message
+from infinichat.messages import LayerMemory, Message
 from infinichat.paths import Paths
 from infinichat.store import Store, migrations
 from infinichat.store.database import Database
-from infinichat.store.migrations import MIGRATIONS, m001_transcripts, migrate
+from infinichat.store.migrations import MIGRATIONS, m001_transcripts, m002_search, migrate
 from infinichat.store.transcripts import message_id
 
 WORDS = "My dog is called Biscuit."
@@ -63,15 +63,34 @@ def test_version_1_is_brought_forward_with_its_words_searchable(paths: Paths) ->
 def test_before_a_step_a_whole_copy_is_made(paths: Paths) -> None:
     make_version_1(paths)
     Store.open(paths).close()
-    (copy,) = paths.backups.iterdir()
-    assert copy.name.startswith("infinichat-format1-")
+    copies = sorted(paths.backups.iterdir())
+    assert [copy.name.split("-")[1] for copy in copies] == ["format1", "format2"]
+    copy = copies[0]
     assert copy.stat().st_mode & 0o777 == 0o600
     assert version(copy) == 1
     with contextlib.closing(sqlite3.connect(copy)) as connection:
         assert connection.execute("SELECT content FROM messages").fetchall() == [(WORDS,)]
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     Store.open(paths).close()
-    assert list(paths.backups.iterdir()) == [copy]
+    assert sorted(paths.backups.iterdir()) == copies
+
+
+def test_version_2_is_brought_forward_and_can_hold_what_was_written_when(paths: Paths) -> None:
+    identity = make_version_1(paths)
+    with contextlib.closing(sqlite3.connect(paths.database)) as connection:
+        connection.row_factory = sqlite3.Row
+        m002_search(connection)
+        connection.execute("PRAGMA user_version = 2")
+        connection.commit()
+    with Store.open(paths) as store:
+        session = store.session("notes")
+        assert [m.id for m in store.path(session.id)] == [identity]
+        assert store.memory_marks(session.id, "f") == ()
+        store.mark_memory(identity, "f", tokens_seen=7, layers=[LayerMemory(18, 2, 1.0, 0.1, 0.5)])
+        (mark,) = store.memory_marks(session.id, "f")
+        assert (mark.message, mark.words, mark.added) == (identity, WORDS, 2)
+        assert store.verify() == []
+    assert version(paths.database) == len(MIGRATIONS)
 
 
 def test_an_empty_database_of_version_1_is_brought_forward(paths: Paths) -> None:

@@ -4,13 +4,14 @@ history."""
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from textual import events
 
 from infinichat.errors import InfiniChatError, UsageError
-from infinichat.messages import LayerMemory, MemoryReport, PrefillProgress
+from infinichat.messages import LayerMemory, MemoryMark, MemoryReport, PrefillProgress
 from infinichat.ui import clipboard, external_editor
 from infinichat.ui.catalog import flat_recall
 from infinichat.ui.commands import COMMANDS, parse
@@ -77,20 +78,34 @@ def test_progress_says_what_how_far_how_fast_and_how_long_and_fits() -> None:
 # -- the memory screen's words
 
 
+LAYERS = (LayerMemory(18, 48_210, 112.3, 0.31, 0.62),)
+
+
+def mark(words: str, added: int) -> MemoryMark:
+    return MemoryMark("id", "assistant", words, 2_000.0, 1_234_567, added, LAYERS)
+
+
 def report(*, trained: bool) -> MemoryReport:
-    layers = (LayerMemory(18, 48_210, 112.3, 0.31, 0.62),)
-    return MemoryReport("s", "m", trained, 1_234_567, 800, 1024, 2_700_000, layers)
+    history = (mark("moby.txt", 48_000), mark("What about \u202etides?", 210))
+    return MemoryReport("s", "m", trained, 1_234_567, 800, 1024, 2_700_000, LAYERS, history)
 
 
-def test_the_memory_is_described_by_layer_and_honestly() -> None:
-    text = describe(report(trained=True), []).plain
+def test_the_memory_is_described_by_layer_by_turn_and_honestly() -> None:
+    text = describe(report(trained=True), now=10_000.0).plain
     assert "1,234,567 tokens" in text
     assert "48,210" in text
     assert "lossy" in text
+    assert "+210        31 %    1.23M    2 h ago   What about \\u202etides" in text
+    assert text.index("tides") < text.index("moby.txt")
+
+
+def test_a_memory_that_nothing_was_written_to_has_no_turns_to_show() -> None:
+    nothing = replace(report(trained=True), history=(mark("a", 0), mark("b", 0)))
+    assert "turn" not in describe(nothing, now=10_000.0).plain
 
 
 def test_an_untrained_checkpoint_says_that_it_is_a_sliding_window() -> None:
-    text = describe(report(trained=False), []).plain
+    text = describe(report(trained=False), now=10_000.0).plain
     assert "sliding window" in text
     assert "1,024" in text
     assert "48,210" not in text

@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RSS_EVERY_S = 2.0
-KEPT_REPORTS = 100  # the memory screen draws the last few dozen
 
 
 class ChatScreen(Screen[None]):
@@ -76,7 +75,6 @@ class ChatScreen(Screen[None]):
         self.record = session
         self.engine_info: EngineInfo | None = None
         self.report: MemoryReport | None = None
-        self.reports: list[MemoryReport] = []
         self.sampling: SamplingOptions = services.settings.sampling
         self.turns = Turns(self)
         self.commands = ChatCommands(self)
@@ -198,7 +196,6 @@ class ChatScreen(Screen[None]):
             self.turns.stop_all()
             self.record = record
             self.report = None
-            self.reports.clear()
             self.status.set(window=None, memory=None, tokens_per_s=None, first_token_s=None)
             self.activity.done()
             self._recover()
@@ -290,7 +287,6 @@ class ChatScreen(Screen[None]):
         if event.session_id != self.session_id:
             return
         report = self.report = event.report
-        self.reports = [*self.reports[-KEPT_REPORTS:], report]
         layers = report.layers
         self.status.set(
             tokens_seen=report.tokens_seen,

@@ -1,8 +1,7 @@
-"""The memory of the open session, layer by layer, and in words what that means for what can be recalled."""
+"""The memory of the open session, layer by layer and turn by turn, and in words what that is worth."""
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import ComposeResult
@@ -12,7 +11,7 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
-from infinichat.messages import LayerMemory, MemoryReport
+from infinichat.messages import LayerMemory, MemoryMark, MemoryReport
 from infinichat.text import figures
 from infinichat.text.harmless import one_line
 from infinichat.ui.palette import MUTED
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
     from infinichat.ui.screens.chat import ChatScreen
 
 _LEVELS = "▁▂▃▄▅▆▇█"
+_CHART = 40  # turns
+_TURNS = 8
 _LOOK_EVERY_S = 0.5
 
 
@@ -51,7 +52,9 @@ class MemoryScreen(ModalScreen[None]):
     def _paint(self) -> None:
         report = self._shown = self._chat.report
         content = (
-            Content("The model is still loading.") if report is None else describe(report, self._chat.reports)
+            Content("The model is still loading.")
+            if report is None
+            else describe(report, now=self._chat.services.now())
         )
         self.query_one("#report", Static).update(content)
 
@@ -59,8 +62,8 @@ class MemoryScreen(ModalScreen[None]):
         self.dismiss(None)
 
 
-def describe(report: MemoryReport, reports: list[MemoryReport]) -> Content:
-    """The whole screen as text. ``reports`` are those since the session was opened, oldest first."""
+def describe(report: MemoryReport, *, now: float) -> Content:
+    """The whole screen as text. ``now`` is seconds since the epoch."""
     window = report.window_tokens / report.window_size if report.window_size else 0.0
     pieces: list[str | tuple[str, str]] = [
         ("Memory", "bold $text-accent"),
@@ -74,7 +77,7 @@ def describe(report: MemoryReport, reports: list[MemoryReport]) -> Content:
     ]
     if report.layers and report.trained:
         pieces += _layers(report.layers)
-        pieces += _written(reports)
+        pieces += _turns(report.history, now)
     pieces.append(honest(report))
     return Content.assemble(*pieces)
 
@@ -91,15 +94,26 @@ def _layers(layers: tuple[LayerMemory, ...]) -> list[str | tuple[str, str]]:
     return [*rows, "\n"]
 
 
-def _written(reports: list[MemoryReport]) -> list[str | tuple[str, str]]:
-    """How many tokens each turn since the start wrote, as a small chart."""
-    totals = [sum(layer.written for layer in report.layers) for report in reports]
-    steps = [max(0, b - a) for a, b in itertools.pairwise(totals)][-40:]
-    if not any(steps):
+def _turns(history: tuple[MemoryMark, ...], now: float) -> list[str | tuple[str, str]]:
+    """What each turn wrote: a small chart of all, and a line for each of the newest."""
+    if not any(mark.added for mark in history):
         return []
-    top = max(steps)
+    steps = [mark.added for mark in history][-_CHART:]
+    top = max(1, *steps)
     chart = "".join(_LEVELS[min(7, step * 8 // (top + 1))] for step in steps)
-    return [("written per turn  ", MUTED), (chart, "$text-accent"), f"  at most {top:,}\n\n"]
+    pieces: list[str | tuple[str, str]] = [
+        ("written per turn  ", MUTED),
+        (chart, "$text-accent"),
+        f"  at most {top:,}\n",
+        (f"{'written':>8}{'saturation':>12}{'tokens':>9}{'when':>11}   turn\n", MUTED),
+    ]
+    for mark in reversed(history[-_TURNS:]):
+        saturation = sum(layer.saturation for layer in mark.layers) / max(1, len(mark.layers))
+        when = figures.ago(mark.created, now=now, short=True)
+        row = f"{f'+{mark.added:,}':>8}{figures.percent(saturation):>12}{figures.tokens(mark.tokens_seen):>9}"
+        pieces.append(f"{row}{when:>11}   ")
+        pieces.append((f"{one_line(mark.words, 32)}\n", MUTED))
+    return [*pieces, "\n"]
 
 
 def honest(report: MemoryReport) -> str:
