@@ -57,7 +57,8 @@ def gate_on(memory: BankMemory, pool: Pool) -> dict[str, float]:
     """What the write gate does: the share of values told that are ``written`` whole, and the share of all
     tokens that are written and should not be, ``stray``."""
     taps = memory.gate_taps.shape[0]
-    places = torch.arange(len(pool.ids)).split(PIECE)
+    size = len(pool.ids)
+    places = [torch.arange(start, min(start + PIECE, size)) for start in range(0, size, PIECE)]
     opened = torch.cat([memory.write_strength(pool.states(some, taps)) > 0 for some in places])
     told = [t for tellings in pool.told.values() for t in tellings]
     whole = [bool(opened[t.start : t.start + t.count].all()) for t in told]
@@ -75,4 +76,5 @@ def _right(weights: Tensor, ids: Tensor, wanted: Tensor) -> Tensor:
     weights = weights[: len(wanted)]
     summed = weights.new_zeros(len(weights), len(tokens)).index_add_(1, place, weights[:, :-1])
     best = summed.max(dim=1)
-    return (tokens[best.indices] == wanted) & (best.values > weights[:, -1])
+    right: Tensor = (tokens[best.indices] == wanted) & (best.values > weights[:, -1])
+    return right
