@@ -11,9 +11,10 @@ from pathlib import Path
 from infinichat.cli.context import Context
 from infinichat.cli.models import entry_json, registry_of
 from infinichat.cli.parser import add_json, whole
+from infinichat.errors import UsageError
 from infinichat.text.figures import size
 
-MEMORIES = ("recall", "linear", "delta")
+MEMORIES = ("bank", "recall", "linear", "delta")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,8 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", help="the checkpoint's folder, a new one")
     group = parser.add_argument_group("the memory (what is not given is chosen to fit BASE)")
     group.add_argument(
-        "--memory", choices=MEMORIES, help="recall: trained to find facts; the others: the paper's"
+        "--memory",
+        choices=MEMORIES,
+        help="recall (default): trained to find facts; bank: with exact pairs beside it, as the shipped "
+        "checkpoint; linear and delta: the paper's",
     )
+    group.add_argument("--slots", type=whole(1), metavar="N", help="exact pairs of a bank; default 1024")
+    group.add_argument("--key-dim", type=whole(1), metavar="N", help="width of a bank's or recall's keys")
+    group.add_argument("--order", type=whole(1), metavar="N", help="of their features (DPFP); default 3")
     group.add_argument("--layers", type=layer_list, metavar="N,N", help="which layers have a memory, from 0")
     group.add_argument("--window", type=whole(16), metavar="TOKENS", help="attended exactly")
     group.add_argument("--segment", type=whole(1), metavar="TOKENS", help="the unit that leaves the window")
@@ -40,7 +47,19 @@ def layer_list(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of layers like 12,18") from None
 
 
+def _check_fits(args: argparse.Namespace) -> None:
+    """Raises ``UsageError`` for an option that the chosen memory does not have: it would do nothing."""
+    memory = args.memory or "recall"
+    owners = {"slots": ("bank",), "key_dim": ("bank", "recall"), "order": ("bank", "recall")}
+    for name, kinds in owners.items():
+        if getattr(args, name) is not None and memory not in kinds:
+            option = f"--{name.replace('_', '-')}"
+            expected = " or ".join(f"--memory {kind}" for kind in kinds)
+            raise UsageError(f"{option} does nothing for --memory {memory}; expected {expected}.")
+
+
 def run(args: argparse.Namespace, context: Context) -> int:
+    _check_fits(args)
     from infinichat.model.retrofit import retrofit
 
     console = context.console
@@ -53,6 +72,9 @@ def run(args: argparse.Namespace, context: Context) -> int:
         sinks=args.sinks,
         memory=args.memory,
         memory_layers=args.layers,
+        memory_slots=args.slots,
+        memory_key_dim=args.key_dim,
+        memory_order=args.order,
         chat_format=args.chat_format,
         copy=args.copy,
         registry=registry,

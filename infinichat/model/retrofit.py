@@ -44,6 +44,9 @@ def retrofit(
     sinks: int | None = None,
     memory: MemoryKind | None = None,
     memory_layers: Sequence[int] | None = None,
+    memory_slots: int | None = None,
+    memory_key_dim: int | None = None,
+    memory_order: int | None = None,
     chat_format: str | None = None,
     copy: bool = False,
     registry: Registry | None = None,
@@ -53,7 +56,8 @@ def retrofit(
     it.
 
     What is ``None`` is chosen: a window of 1,024 tokens (less where the base was trained for less) in
-    segments of 256, 4 sinks, a "recall" memory three fifths up, the chat format that the tokenizer speaks.
+    segments of 256, 4 sinks, a "recall" memory three fifths up (of a bank 1,024 slots; keys 64 wide, DPFP of
+    order 3), the chat format that the tokenizer speaks.
     With ``copy`` the base weights are copied into the folder; otherwise they stay where they are. Raises
     ``UsageError`` when ``out`` is taken, what ``load_model`` raises for ``base``, ``ConfigError`` for values
     that cannot work together, ``DiskError``.
@@ -71,6 +75,9 @@ def retrofit(
         sinks=sinks,
         memory=memory,
         memory_layers=None if memory_layers is None else list(memory_layers),
+        memory_slots=memory_slots,
+        memory_key_dim=memory_key_dim,
+        memory_order=memory_order,
         chat_format=chat_format,
     )
     build(config, source, on_progress=on_progress)

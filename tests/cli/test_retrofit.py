@@ -41,6 +41,20 @@ def test_a_folder_becomes_a_checkpoint(run: Run, base: Path, tmp_path: Path) -> 
     assert (info["kind"], info["trained"], info["installed"]) == ("checkpoint", False, True)
 
 
+def test_a_bank_has_the_sizes_that_were_asked_for_and_loads(run: Run, base: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tiny-bank"
+    options = "--memory bank --slots 8 --key-dim 4 --order 2 --layers 1 --window 64 --segment 16"
+    assert run("retrofit", str(base), str(out), *options.split()).status == 0
+    config = json.loads((out / "config.json").read_text())
+    assert (config["memory"], config["memory_slots"], config["memory_key_dim"], config["memory_order"]) == (
+        "bank",
+        8,
+        4,
+        2,
+    )
+    assert run("models", "verify", str(out)).status == 0
+
+
 def test_json_describes_the_new_checkpoint(run: Run, base: Path, tmp_path: Path) -> None:
     row = run("retrofit", str(base), str(tmp_path / "x"), "--copy", "--json").json
     assert (row["name"], row["path"], row["trained"]) == ("x", str(tmp_path / "x"), False)
@@ -53,6 +67,8 @@ def test_json_describes_the_new_checkpoint(run: Run, base: Path, tmp_path: Path)
         (("--layers", "99"), 1, "memory_layers is [99]"),
         (("--window", "16", "--segment", "64"), 1, "segment is 64 and window 16"),
         (("--memory", "magic"), 2, "invalid choice: 'magic'"),
+        (("--slots", "8"), 2, "--slots does nothing for --memory recall; expected --memory bank"),
+        (("--memory", "delta", "--order", "2"), 2, "--order does nothing for --memory delta"),
     ],
 )
 def test_a_mistake_is_a_sentence_and_leaves_nothing(
