@@ -1,6 +1,7 @@
 # make run    creates .venv, installs, fetches the default checkpoint's base weights, opens the app
 # make test   creates .venv, installs the test extras, runs the whole test suite
 # make check  lint, formatting and types
+# make evals  measures the default checkpoint into build/card; TEXT=folder of held-out dialogues and books
 #
 # PYTHON=python3.12 make run   uses another interpreter; PYTEST_ARGS="tests/store -x" make test   runs a part.
 
@@ -8,8 +9,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+TEXT ?=
+WORKERS ?= 2
 
-.PHONY: run test check format coverage clean
+.PHONY: run test check evals format coverage clean
 
 run: $(VENV)/.installed
 	@$(BIN)/infinichat models pull
@@ -24,6 +27,9 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+evals: $(VENV)/.installed-dev
+	$(BIN)/infinichat eval card --out build/card --workers $(WORKERS) $(if $(TEXT),--filler "$(TEXT)")
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix

@@ -17,4 +17,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, context: Context) -> int:
     from infinichat.evals.main import run as measure
 
-    return measure(args, lambda: context.load_engine(args.model))
+    # Other processes load the checkpoint themselves; an engine that was handed in cannot go there.
+    remote = None if context.engine_factory else (args.model, context.settings())
+    return measure(args, lambda: context.load_engine(args.model), remote)

@@ -14,7 +14,6 @@ the telling is always further back than any window, so depth d stands for the sh
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -24,10 +23,9 @@ from infinichat.errors import UsageError
 from infinichat.evals.bench import Bench, Conversation
 from infinichat.evals.conditions import swapped, wiped, without_memory
 from infinichat.evals.filler import FillerText, Stretch
+from infinichat.evals.judging import Judge
 from infinichat.evals.streaming import least_tail
 from infinichat.evals.task import FillerKind, Memory, Options, Tally
-
-Judge = Callable[[str], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,25 +234,3 @@ def _feed(line: Conversation, ids: Sequence[int]) -> None:
     full = max(0, sinks - line.tokens) if line.tokens else max(1, sinks)
     line.feed(ids[:full])
     line.feed_below(ids[full:])
-
-
-def says(value: str, *, never: Sequence[str] = ()) -> Judge:
-    """Right is an answer that holds ``value`` as whole words, in any case, and none of ``never``."""
-
-    def holds(answer: str, text: str) -> bool:
-        return re.search(rf"(?<![\w-]){re.escape(text)}(?![\w-]|\.\w)", answer, re.IGNORECASE) is not None
-
-    return lambda answer: holds(answer, value) and not any(holds(answer, other) for other in never)
-
-
-_ADMITS = re.compile(
-    r"(have not|haven't|never|not) (yet )?(told|mentioned|said|shared)|"
-    r"(did not|didn't) (tell|mention|say|share)|"
-    r"(do not|don't) (know|have (that|any|this) information|recall|remember)|not sure|no information",
-    re.IGNORECASE,
-)
-
-
-def admits(answer: str) -> bool:
-    """Whether an answer says that this was never told (in any of the usual ways)."""
-    return _ADMITS.search(answer) is not None

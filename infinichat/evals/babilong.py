@@ -14,9 +14,10 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from infinichat.evals.asking import Asked, Script, plan, play, says
+from infinichat.evals.asking import Asked, Script, plan, play
 from infinichat.evals.bench import Bench
 from infinichat.evals.filler import FillerText
+from infinichat.evals.judging import says
 from infinichat.evals.task import Options, Report, Tally
 
 PEOPLE = ("Mary", "John", "Sandra", "Daniel", "Fred", "Julie")

@@ -85,7 +85,7 @@ class Conversation:
 
     def feed_below(self, ids: Sequence[int]) -> None:
         """Feed ids that only have to reach the memory (``streaming.stream_below``)."""
-        stream_below(self.bench.engine.model, self.cache, ids)
+        stream_below(self.bench.engine, self.cache, ids)
 
     def raw(self, text: str) -> list[int]:
         """The ids of text as it is: more of an open document, or no chat at all."""
@@ -93,13 +93,14 @@ class Conversation:
             self.previous = "raw"
         return self.bench.engine.tokenizer.encode(text)
 
+    def encode_question(self, text: str) -> Sequence[int]:
+        """The ids that a question adds: a message, or more text where there is no chat."""
+        return self.raw(text) if self.previous == "raw" else self.encode(Utterance("user", text))
+
     def ask(self, text: str, *, max_tokens: int) -> str:
         """The greedy answer to a question; this conversation is as before."""
         asked = self.copy()
-        if self.previous == "raw":
-            asked.feed(asked.raw(text))
-        else:
-            asked.tell(Utterance("user", text))
+        asked.feed(asked.encode_question(text))
         options = SamplingOptions(temperature=0, repetition_penalty=1.0, max_tokens=max_tokens)
         ends = self.bench.format.end_ids
         tokens = self.bench.engine.generate(asked.cache, options, end_ids=ends)

@@ -8,12 +8,14 @@ last fact."""
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
-from infinichat.corpus.facts import FactMaker, Side
-from infinichat.evals.asking import Asked, Script, plan, play, says
+from infinichat.corpus.facts import Fact, FactMaker, Side
+from infinichat.evals.asking import Asked, Script, plan, play
 from infinichat.evals.bench import Bench
 from infinichat.evals.filler import FillerText
+from infinichat.evals.judging import says
 from infinichat.evals.task import Options, Report, Tally, per_conversation
 from infinichat.evals.telling import as_messages, distinct_facts
 
@@ -23,9 +25,13 @@ def script(rng: random.Random, *, side: Side, count: int, questions: int) -> Scr
     maker = FactMaker(side)
     facts = distinct_facts(maker, count, rng)
     told = as_messages([maker.tell(rng, fact) for fact in facts], rng)
-    chosen = rng.sample(facts, min(questions, count))
-    asked = tuple(Asked(maker.ask(rng, fact).ask, says(fact.value), fact.value) for fact in chosen)
+    asked = questions_about(maker, rng.sample(facts, min(questions, count)), rng)
     return Script(told, asked, facts=count)
+
+
+def questions_about(maker: FactMaker, facts: Sequence[Fact], rng: random.Random) -> tuple[Asked, ...]:
+    """A question about each of ``facts``, in the order given."""
+    return tuple(Asked(maker.ask(rng, fact).ask, says(fact.value), fact.value) for fact in facts)
 
 
 def measure(bench: Bench, options: Options, transcript: list[dict[str, Any]] | None = None) -> Report:

@@ -106,35 +106,41 @@ class FillerText:
 
 
 class Stretch:
-    """The ids of a filler as one conversation takes them in, as many as are asked for at a time."""
+    """The ids of a filler as one conversation takes them in, as many as are asked for at a time. ``title`` is
+    that of the book that is being read, None for dialogues and before the first page."""
 
     def __init__(self, filler: FillerText, kind: FillerKind, rng: random.Random) -> None:
         self._messages = filler.messages(rng) if kind == "dialogues" else None
         self._pieces = None if kind == "dialogues" else filler.pieces(rng)
-        self._title: str | None = None
+        self._rest: list[int] = []
+        self.title: str | None = None
 
     def take(self, conversation: Conversation, least: int) -> list[int]:
-        """Ids for at least ``least`` more tokens, none for 0: whole messages, or more of an open document.
-        The caller feeds them. Overshoots by less than a message; a book by less than a piece, which is
-        cut."""
-        ids: list[int] = []
-        while len(ids) < least:
-            ids += self._next(conversation)
+        """Ids for at least ``least`` more tokens, none for 0: whole messages, or exactly that much more of an
+        open document. The caller feeds them. Overshoots by less than an exchange of messages."""
         if self._pieces is not None:
-            return ids[:least]
-        if least and conversation.previous == "user":
-            ids += self._next(conversation)
+            return self._pages(conversation, least)
+        ids: list[int] = []
+        while len(ids) < least or (least and conversation.previous == "user"):
+            assert self._messages is not None
+            ids += conversation.encode(next(self._messages))
         return ids
 
-    def _next(self, conversation: Conversation) -> tuple[int, ...] | list[int]:
-        if self._messages is not None:
-            return conversation.encode(next(self._messages))
+    def _pages(self, conversation: Conversation, least: int) -> list[int]:
         assert self._pieces is not None
-        title, piece = next(self._pieces)
-        if conversation.previous == "document" and title == self._title:
-            return conversation.raw(piece)
-        self._title = title
-        return conversation.encode(Utterance("document", piece, title=title))
+        ids: list[int] = []
+        if least and self._rest and conversation.previous != "document":
+            ids += conversation.encode(Utterance("document", "", title=self.title))
+        ids += self._rest
+        while len(ids) < least:
+            title, piece = next(self._pieces)
+            if conversation.previous == "document" and title == self.title:
+                ids += conversation.raw(piece)
+            else:
+                self.title = title
+                ids += conversation.encode(Utterance("document", piece, title=title))
+        self._rest = ids[least:]
+        return ids[:least]
 
 
 def alternating(dialogue: tuple[Utterance, ...]) -> Iterator[Utterance]:

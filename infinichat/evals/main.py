@@ -7,13 +7,14 @@ import importlib
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infinichat.errors import UsageError
 
 if TYPE_CHECKING:
+    from infinichat.config import Settings
     from infinichat.engine.generate import InfiniEngine
     from infinichat.evals.task import Options
 
@@ -30,12 +31,15 @@ TASKS: dict[str, str] = {
     "gates": "what the write gate learned to write",
 }
 MODULES = {"two-step": "two_step"}
+CARD = "card"
+"""The task that is all of the others, as a checkpoint's card has them."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments after ``infinichat eval``; the command line adds ``--model`` itself."""
     listed = "; ".join(f"{name}: {what}" for name, what in TASKS.items())
-    parser.add_argument("task", choices=tuple(TASKS), help=listed)
+    everything = f"{CARD}: everything a checkpoint's card says, into --out; goes on where it was stopped"
+    parser.add_argument("task", choices=(*TASKS, CARD), help=f"{listed}; {everything}")
     parser.add_argument("--lengths", type=numbers, metavar="N,...", help="tokens before the question")
     parser.add_argument("--depths", type=shares, metavar="D,...", help="0: at the start, 1: last (0,0.5,1)")
     parser.add_argument("--facts", type=numbers, metavar="N,...", help="facts in a conversation (16)")
@@ -53,10 +57,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--answers", type=Path, metavar="FILE.jsonl", help="also write every answer")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw it")
+    card = parser.add_argument_group(CARD)
+    card.add_argument("--out", type=Path, metavar="DIR", help="the folder for results, tables and pictures")
+    card.add_argument("--seeds", type=seeds, default=(0, 1, 2), metavar="N,...", help="(0,1,2)")
+    card.add_argument("--workers", type=number, default=1, metavar="N", help="one core each (1)")
+    card.add_argument(
+        "--only", type=words, default=(), metavar="NAME,...", help="parts that begin with these"
+    )
+    card.add_argument("--budget", action="store_true", help="print what would be done, and how long it takes")
 
 
-def run(args: argparse.Namespace, load: Callable[[], Any]) -> int:
-    """Measure and print. ``load`` gives the engine; it is called after the arguments were checked."""
+def run(
+    args: argparse.Namespace, load: Callable[[], Any], remote: tuple[str | None, Settings] | None = None
+) -> int:
+    """Measure and print. ``load`` gives the engine; it is called after the arguments were checked. ``remote``
+    is what other processes load: a checkpoint's name and the settings."""
+    if args.task == CARD:
+        return _card(args, load, remote)
     options = _options(args)
     if args.plot is not None:
         _require_matplotlib()
@@ -85,6 +102,30 @@ def run(args: argparse.Namespace, load: Callable[[], Any]) -> int:
 
         draw(report, args.plot)
         _say(f"drawn: {args.plot}")
+    return 0
+
+
+def _card(
+    args: argparse.Namespace, load: Callable[[], Any], remote: tuple[str | None, Settings] | None
+) -> int:
+    from infinichat.evals import card, sheet
+
+    if args.out is None:
+        raise UsageError("eval card has no folder for its results. Next: name one with --out.")
+    order = card.Order(args.out, args.filler, args.seeds, args.workers, args.only)
+    if not card.parts(order):
+        known = ", ".join(part.name for part in card.parts(replace(order, only=())))
+        raise UsageError(f"--only {','.join(args.only)} names no part; there are {known}")
+    if args.budget:
+        print(card.budget(order))
+        return 0
+    _require_matplotlib()
+    card.run_all(order, lambda: _checked(load()), remote)
+    about = card.about(order)
+    files = sheet.write(args.out, about, plots=True)
+    print((args.out / "card.md").read_text(encoding="utf-8"))
+    for file in files:
+        _say(f"written: {file}")
     return 0
 
 
@@ -153,6 +194,17 @@ def number(text: str) -> int:
 def numbers(text: str) -> tuple[int, ...]:
     """Numbers between commas."""
     return tuple(number(part) for part in text.split(",") if part)
+
+
+def seeds(text: str) -> tuple[int, ...]:
+    """Whole numbers between commas, 0 too."""
+    try:
+        found = tuple(int(part) for part in text.split(",") if part)
+    except ValueError:
+        found = ()
+    if not found or min(found) < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of seeds like 0,1,2")
+    return found
 
 
 def shares(text: str) -> tuple[float, ...]:

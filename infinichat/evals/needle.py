@@ -6,9 +6,10 @@ import random
 from typing import Any
 
 from infinichat.corpus.facts import FactMaker, Side
-from infinichat.evals.asking import Asked, Script, plan, play, says
+from infinichat.evals.asking import Asked, Script, plan, play
 from infinichat.evals.bench import Bench
 from infinichat.evals.filler import FillerText
+from infinichat.evals.judging import says
 from infinichat.evals.task import Options, Report, Tally
 
 BEGINNING = 64

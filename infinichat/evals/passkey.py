@@ -14,9 +14,10 @@ from dataclasses import replace
 from typing import Any
 
 from infinichat.chat_format import Utterance
-from infinichat.evals.asking import Asked, Plan, Script, plan, play, says
+from infinichat.evals.asking import Asked, Plan, Script, plan, play
 from infinichat.evals.bench import Bench, Conversation
 from infinichat.evals.filler import FillerText
+from infinichat.evals.judging import completes, says
 from infinichat.evals.task import Options, Report, Tally
 
 OPENING = (
@@ -28,6 +29,7 @@ SENTENCE = "The pass key is {key}. Remember it. {key} is the pass key."
 
 
 class RepeatedLines:
+    title: str | None = None
     """The paper's filler, as raw text."""
 
     def take(self, conversation: Conversation, least: int) -> list[int]:
@@ -44,7 +46,7 @@ def key(rng: random.Random) -> str:
 def plain_script(rng: random.Random) -> Script:
     """The key in raw text."""
     value = key(rng)
-    asked = Asked(" What is the pass key? The pass key is", says(value), value)
+    asked = Asked(" What is the pass key? The pass key is", completes(value), value)
     return Script((), (asked,), facts=1, inside=" " + SENTENCE.format(key=value))
 
 

@@ -10,12 +10,17 @@ from infinichat.corpus.conversations import ACKS
 from infinichat.corpus.facts import Fact, FactMaker, Sentence, join
 
 
+def about(fact: Fact) -> tuple[str, str, str]:
+    """What a listener takes a fact to be about: "my sister" and "my sister's name" are one thing."""
+    return (fact.subject, fact.name, fact.noun.removesuffix("'s name"))
+
+
 def distinct_facts(maker: FactMaker, count: int, rng: random.Random) -> list[Fact]:
     """``count`` facts about different things (a fact about the same thing would be a correction)."""
     found: dict[tuple[str, str, str], Fact] = {}
     while len(found) < count:
         fact = maker.fact(rng)
-        found.setdefault(fact.key, fact)
+        found.setdefault(about(fact), fact)
     return list(found.values())
 
 
@@ -33,7 +38,7 @@ def as_messages(sentences: Sequence[Sentence], rng: random.Random) -> tuple[Utte
 
 def strangers(maker: FactMaker, told: Sequence[Fact], count: int, rng: random.Random) -> list[Fact]:
     """Facts that were never told; every second one, where possible, about somebody of whom something was."""
-    known = {fact.key for fact in told}
+    known = {about(fact) for fact in told}
     people = [fact for fact in told if fact.subject != "thing"]
     found: list[Fact] = []
     while len(found) < count:
@@ -41,7 +46,7 @@ def strangers(maker: FactMaker, told: Sequence[Fact], count: int, rng: random.Ra
         if len(found) % 2 and people and fact.subject != "thing":
             near = rng.choice(people)
             fact = Fact(near.subject, near.name, fact.noun, fact.kind, fact.value)
-        if fact.key not in known:
-            known.add(fact.key)
+        if about(fact) not in known:
+            known.add(about(fact))
             found.append(fact)
     return found

@@ -11,9 +11,10 @@ from typing import Any
 
 from infinichat.corpus.facts import Fact, FactMaker, Sentence, Side
 from infinichat.corpus.vocabulary import NAMES, choose
-from infinichat.evals.asking import Asked, Script, plan, play, says
+from infinichat.evals.asking import Asked, Script, plan, play
 from infinichat.evals.bench import Bench
 from infinichat.evals.filler import FillerText
+from infinichat.evals.judging import says
 from infinichat.evals.task import Options, Report, Tally, per_conversation
 from infinichat.evals.telling import as_messages
 

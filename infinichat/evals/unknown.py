@@ -11,9 +11,10 @@ import random
 from typing import Any
 
 from infinichat.corpus.facts import NOT_TOLD, FactMaker, Side
-from infinichat.evals.asking import Asked, Script, admits, plan, play
+from infinichat.evals.asking import Asked, Script, plan, play
 from infinichat.evals.bench import Bench
 from infinichat.evals.filler import FillerText
+from infinichat.evals.judging import admits
 from infinichat.evals.task import Options, Report, Tally, per_conversation
 from infinichat.evals.telling import as_messages, distinct_facts, strangers
 

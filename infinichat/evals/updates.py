@@ -9,9 +9,10 @@ from typing import Any
 
 from infinichat.corpus.facts import Fact, FactMaker, Side
 from infinichat.errors import UsageError
-from infinichat.evals.asking import Asked, Script, plan, play, says
+from infinichat.evals.asking import Asked, Script, plan, play
 from infinichat.evals.bench import Bench
 from infinichat.evals.filler import FillerText
+from infinichat.evals.judging import says
 from infinichat.evals.task import Options, Report, Tally, per_conversation
 from infinichat.evals.telling import as_messages, distinct_facts
 

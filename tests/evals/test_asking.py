@@ -11,7 +11,7 @@ import torch
 
 from infinichat.chat_format import Utterance
 from infinichat.errors import UsageError
-from infinichat.evals.asking import Asked, Script, _moments, admits, plan, play, says
+from infinichat.evals.asking import Asked, Script, _moments, plan, play
 from infinichat.evals.bench import Bench
 from infinichat.evals.filler import FillerText
 from infinichat.evals.task import FillerKind, Memory, Options, Tally
@@ -125,43 +125,6 @@ def test_a_length_inside_the_window_is_refused(bench: Bench) -> None:
             seed="s",
             label={},
         )
-
-
-@pytest.mark.parametrize(
-    ("answer", "right"),
-    [
-        ("Your code is 417.", True),
-        ("417", True),
-        ("It is 4170.", False),
-        ("It is 417, not 312.", False),
-        ("", False),
-    ],
-)
-def test_an_answer_is_right_when_it_holds_the_value_as_a_word(answer: str, right: bool) -> None:
-    assert says("417", never=["312"])(answer) is right
-
-
-def test_case_and_punctuation_do_not_matter() -> None:
-    assert says("The Last Castle")("it's the last castle!")
-    assert says("AB-12")("It is AB-12.")
-    assert not says("Ann")("Anna")
-    assert not says("Asus")("Your brand is asus.com.")
-    assert not says("12")("It is 12-34.")
-
-
-@pytest.mark.parametrize(
-    ("answer", "admitted"),
-    [
-        ("Your PIN is something you have not told me.", True),
-        ("You haven't told me that.", True),
-        ("I'm sorry, I don't know.", True),
-        ("I do not have that information.", True),
-        ("Your PIN is 4471.", False),
-        ("Your motto is Never Say Never.", False),
-    ],
-)
-def test_admitting_is_recognised(answer: str, admitted: bool) -> None:
-    assert admits(answer) is admitted
 
 
 def test_a_folder_is_read_without_the_files_that_tell_facts(folder: Path) -> None:

@@ -28,7 +28,7 @@ def both(
     for part in (ids[:first], ids[first : first + skipped], ids[first + skipped :]):
         stream(engine, full, part)
     stream(engine, below, ids[:first])
-    stream_below(engine.model, below, ids[first : first + skipped])
+    stream_below(engine, below, ids[first : first + skipped])
     stream(engine, below, ids[first + skipped :])
     return [full, below]
 
@@ -79,4 +79,4 @@ def test_a_state_that_was_only_streamed_below_cannot_be_asked(make_engine: MakeE
 def test_the_sinks_have_to_come_first(make_engine: MakeEngine) -> None:
     engine = make_engine()
     with pytest.raises(UsageError, match="2 attention sinks"):
-        stream_below(engine.model, engine.new_state(), some_ids(9))
+        stream_below(engine, engine.new_state(), some_ids(9))
