@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from textual.pilot import Pilot
+from textual.widgets import Input, TextArea
 
 from infinichat.config import Settings, UiSettings
 from infinichat.engine.scripted import ScriptedEngine
@@ -37,6 +38,9 @@ def age(born: int, now: int) -> int:
 def _same_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setattr("time.time", lambda: NOW - 7200)
+    # No cursor blinks: a picture would have it or not, as time has it.
+    monkeypatch.setattr(TextArea, "_toggle_cursor_blink_visible", lambda self: None)
+    monkeypatch.setattr(Input, "_toggle_cursor", lambda self: None)
 
 
 def talk(store: Store) -> SessionRecord:
@@ -62,15 +66,12 @@ def snapshot(
 ) -> bool:
     async def run_before(pilot: Pilot[Any]) -> None:
         await wait_until(pilot, lambda: app.chat.query("#prompt"))
-        app.chat.prompt.cursor_blink = False
         entries = min(20, len(app.chat.store.path(app.chat.session_id)))
         await wait_until(pilot, lambda: app.chat.report is not None)
         await wait_until(pilot, lambda: len(app.chat.transcript.entries) >= entries)
         await still(pilot)
         if steps is not None:
             await steps(pilot)
-        for entry in app.screen.query("Input, TextArea"):
-            entry.cursor_blink = False
         await still(pilot)
 
     return compare(app, terminal_size=size, run_before=run_before)
