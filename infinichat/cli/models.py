@@ -166,6 +166,22 @@ def describe(progress: PullProgress) -> str:
     return f"{what}  {percent} %  {size(progress.done)} of {size(progress.total)}"
 
 
+def _recall_rows(entry: Entry) -> list[tuple[str, str]]:
+    """What was measured, by distance where the card has it so."""
+    from infinichat.model.card import recall_points
+
+    points = recall_points(entry.recall)
+    if points:
+        return [
+            (
+                f"recall, {point.name}, {point.distance} of {point.filler}",
+                f"{point.share:.0%} of {point.n} ({point.interval[0]:.0%} to {point.interval[1]:.0%})",
+            )
+            for point in points
+        ]
+    return [(f"recall, {key}", str(value)) for key, value in (entry.recall or {}).items()]
+
+
 def _info(args: argparse.Namespace, context: Context, registry: Registry) -> int:
     entry = registry.entry(args.name)
     if args.json:
@@ -180,7 +196,7 @@ def _info(args: argparse.Namespace, context: Context, registry: Registry) -> int
         ("size", size(entry.size_bytes)),
         ("place", str(entry.path)),
     ]
-    rows += [(f"recall, {key}", str(value)) for key, value in (entry.recall or {}).items()]
+    rows += _recall_rows(entry)
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         context.console.line(f"{name:<{width}}  {value}")

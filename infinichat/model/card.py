@@ -8,6 +8,7 @@ list needs neither torch nor the weights.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,49 @@ def recall_of(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
+
+
+@dataclass(frozen=True, slots=True)
+class RecallPoint:
+    """What was measured at one distance: ``share`` of ``n`` questions about ``name`` were answered exactly,
+    ``tokens`` of ``filler`` after it was told. ``interval`` is the 95 % one."""
+
+    name: str
+    filler: str
+    tokens: int
+    share: float
+    n: int
+    interval: tuple[float, float]
+
+    @property
+    def distance(self) -> str:
+        """1024 tokens as 1K, 1048576 as 1M."""
+        if self.tokens >= 1 << 20:
+            return f"{self.tokens / (1 << 20):.3g}M"
+        return f"{self.tokens / (1 << 10):.3g}K"
+
+
+def recall_points(recall: dict[str, Any] | None) -> tuple[RecallPoint, ...]:
+    """The points under ``recall`` in a ``recall.json`` that ``infinichat eval card`` wrote; what does not
+    look like one is left out, and so is everything in files of another kind."""
+    listed = (recall or {}).get("recall")
+    found = []
+    for item in listed if isinstance(listed, list) else []:
+        try:
+            low, high = item["interval"]
+            point = RecallPoint(
+                str(item["name"]),
+                str(item.get("filler", "")),
+                int(item["tokens"]),
+                float(item["share"]),
+                int(item["n"]),
+                (float(low), float(high)),
+            )
+        except (KeyError, TypeError, ValueError):
+            continue
+        if 0 <= point.share <= 1 and point.n > 0 and point.tokens > 0:
+            found.append(point)
+    return tuple(found)
 
 
 def parameters_of(config: dict[str, Any]) -> int | None:

@@ -5,15 +5,17 @@ it is first used, because that part of the package may import torch; tests put a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from infinichat.paths import Paths
 from infinichat.protocols import CancelFlag
+from infinichat.text import figures
 
 if TYPE_CHECKING:
+    from infinichat.model.card import RecallPoint
     from infinichat.model.pull import PullProgress
     from infinichat.model.registry import Registry
 
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class CatalogEntry:
     """One checkpoint. ``size`` is what its files take, in bytes; ``recall`` what was measured, by name of the
-    measure (0..1), empty when nothing was; ``problem`` a sentence when it is there and cannot be used."""
+    measure (0..1), empty when nothing was, ``by_distance`` the same point by point where the card says how
+    far from the telling it was asked; ``problem`` a sentence when it is there and cannot be used."""
 
     name: str
     installed: bool
@@ -31,6 +34,7 @@ class CatalogEntry:
     path: Path | None = None
     default: bool = False
     recall: Mapping[str, float] = field(default_factory=dict)
+    by_distance: tuple[RecallPoint, ...] = ()
     problem: str | None = None
 
 
@@ -65,6 +69,8 @@ class RegistryCatalog:
         return Registry(self._paths, default=self._default)
 
     def entries(self) -> list[CatalogEntry]:
+        from infinichat.model.card import recall_points
+
         return [
             CatalogEntry(
                 name=entry.name,
@@ -74,7 +80,8 @@ class RegistryCatalog:
                 size=entry.size_bytes,
                 path=entry.path,
                 default=entry.default,
-                recall=flat_recall(entry.recall or {}),
+                recall=flat_recall(entry.recall or {}) | headline(recall_points(entry.recall)),
+                by_distance=recall_points(entry.recall),
                 problem=entry.problem,
             )
             for entry in self._registry().entries()
@@ -94,6 +101,36 @@ _STAGES = {
     "copy": "copying",
     "check": "checking",
 }
+
+
+HEADLINE = ("16 facts", "64 facts", "corrected facts, newest wins", "never told, admitted")
+HEADLINE_TOKENS = 1 << 16
+"""What a line of the list has room for: these at 64K tokens, or at the next shorter distance."""
+
+
+def headline(points: Sequence[RecallPoint]) -> dict[str, float]:
+    """The few figures for one line, by name and distance."""
+    found: dict[str, float] = {}
+    for name in HEADLINE:
+        near = [p for p in points if p.name == name and p.tokens <= HEADLINE_TOKENS and p.filler != "books"]
+        if near:
+            best = max(near, key=lambda point: point.tokens)
+            found[f"{name.partition(',')[0]} {best.distance}"] = best.share
+    return found
+
+
+def distance_table(points: Sequence[RecallPoint]) -> str:
+    """What was measured by distance: a line for each kind of question, a column for each distance."""
+    distances = {p.tokens: p.distance for p in sorted(points, key=lambda p: p.tokens)}
+    by = {(point.name, point.filler, point.tokens): point for point in points}
+    names = list(dict.fromkeys((point.name, point.filler) for point in points))
+    width = max((len(f"{name} ({filler})") for name, filler in names), default=0)
+    lines = [" " * width + "".join(f"{far:>8}" for far in distances.values())]
+    for name, filler in names:
+        shares = (by.get((name, filler, far)) for far in distances)
+        cells = "".join(f"{figures.percent(p.share) if p else '':>8}" for p in shares)
+        lines.append(f"{f'{name} ({filler})':<{width}}{cells}")
+    return "\n".join(lines)
 
 
 def flat_recall(recall: Mapping[str, object], before: str = "") -> dict[str, float]:

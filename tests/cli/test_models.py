@@ -151,3 +151,13 @@ def test_a_person_is_asked_before_the_first_fetch(
     models.offer_to_fetch(Context(paths, screen), "tiny")
     assert "The weights of tiny (" in asked.getvalue()
     assert (paths.models / "base" / "base.gguf").exists() is fetched
+
+
+def test_info_lists_recall_by_distance_with_questions_and_interval(run: Run, shipped: Path) -> None:
+    point = {"name": "16 facts", "filler": "books", "tokens": 65536, "share": 0.9, "n": 48}
+    (shipped / "recall.json").write_text(
+        json.dumps({"recall": [{**point, "interval": [0.78, 0.96]}], "cells": []})
+    )
+    lines = run("models", "info", "tiny").out.splitlines()
+    [line] = [line for line in lines if line.startswith("recall")]
+    assert line.split("  ") == ["recall, 16 facts, 64K of books", "90% of 48 (78% to 96%)"]

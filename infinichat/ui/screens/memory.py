@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
@@ -11,9 +12,11 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
+from infinichat.errors import InfiniChatError
 from infinichat.messages import LayerMemory, MemoryMark, MemoryReport
 from infinichat.text import figures
-from infinichat.text.harmless import one_line
+from infinichat.text.harmless import one_line, visible
+from infinichat.ui.catalog import distance_table
 from infinichat.ui.palette import MUTED
 
 if TYPE_CHECKING:
@@ -38,12 +41,33 @@ class MemoryScreen(ModalScreen[None]):
     def compose(self) -> ComposeResult:
         with VerticalScroll(classes="dialog wide"):
             yield Static(markup=False, id="report")
+            yield Static(markup=False, id="measured")
 
     def on_mount(self) -> None:
+        self.query_one("#measured").display = False
         self._paint()
+        self._measured()
         if not self._chat.turns.busy and self._chat.engine_info is not None:
             self._chat.worker.measure()
         self.set_interval(_LOOK_EVERY_S, self._look)
+
+    @work(thread=True, exit_on_error=False)
+    def _measured(self) -> None:
+        """What the card of the model in use says about its recall."""
+        info = self._chat.engine_info
+        try:
+            entries = self._chat.services.catalog.entries()
+        except InfiniChatError:
+            return
+        entry = next((entry for entry in entries if info is not None and entry.name == info.name), None)
+        if entry is not None and entry.trained and entry.by_distance:
+            self.app.call_from_thread(self._show_measured, distance_table(entry.by_distance))
+
+    def _show_measured(self, table: str) -> None:
+        if self.is_attached:
+            self.query_one("#measured").display = True
+            head = ("\nMeasured for this checkpoint, by tokens since the telling\n", MUTED)
+            self.query_one("#measured", Static).update(Content.assemble(head, visible(table)))
 
     def _look(self) -> None:
         if self._chat.report is not self._shown:

@@ -16,7 +16,7 @@ from textual.widgets.option_list import Option
 from infinichat.errors import CancelledError, InfiniChatError
 from infinichat.text import figures
 from infinichat.text.harmless import one_line, visible
-from infinichat.ui.catalog import CatalogEntry
+from infinichat.ui.catalog import CatalogEntry, distance_table
 from infinichat.ui.palette import MUTED
 from infinichat.ui.services import Services
 
@@ -209,6 +209,8 @@ def details(entry: CatalogEntry) -> Content:
     elif entry.recall:
         pieces.append(("Measured recall: ", MUTED))
         pieces.append(f"{_recall(entry)}\n")
+        if entry.by_distance:
+            pieces.append((f"{visible(distance_table(entry.by_distance))}\n", MUTED))
     else:
         pieces.append("Its memory is trained; no measurement of its recall is recorded with it.\n")
     if entry.path is not None:
