@@ -1,6 +1,6 @@
 """The definition of the bank memory, one token at a time: what ``bank.py`` and its layer are tested against.
 
-As ``reference.py``, whose window, units and delta rule it uses: one conversation without padding, any
+As ``reference.py``, whose units and delta rule it uses: one conversation without padding, any
 floating type, nothing shared with the fast path. A written token is a ``Pair`` in a plain list; the list is
 the bank.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from infinichat.attention.reference import Window, recall_features, steps, store, unit
+from infinichat.attention.reference import recall_features, store, unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,7 @@ class BankParameters:
     """The parameters of a bank memory under the names that the model gives them; shapes as there."""
 
     context: Tensor
+    fade: Tensor
     head_weight: Tensor
     beta: Tensor
     null: Tensor
@@ -44,9 +45,11 @@ class BankParameters:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One written token: its unit key [K], its value [C], how far it has faded, the number of its write."""
+    """One written token: its unit key [K], its mark [F], its value [C], how far it has faded, the number of
+    its write."""
 
     key: Tensor
+    mark: Tensor
     value: Tensor
     faded: Tensor
     order: int
@@ -61,11 +64,9 @@ class Banked:
     M: list[Tensor]
 
 
-def bank_layer(
-    x: Tensor, values: Tensor, p: BankParameters, *, window: Window, order: int, slots: int
-) -> Banked:
+def bank_layer(x: Tensor, values: Tensor, p: BankParameters, *, order: int, slots: int) -> Banked:
     """x [T, C] are the layer's normed inputs, values [T, H, D] of ``reference.token_values``; ``order`` is
-    DPFP's, ``slots`` the size of the bank."""
+    DPFP's, ``slots`` the size of the bank. Each token first reads, then is written."""
     length, heads, _ = values.shape
     words = values.flatten(1)
     weights = p.head_weight.softmax(dim=0)
@@ -73,9 +74,9 @@ def bank_layer(
     def back(rows: Tensor, t: int, j: int) -> Tensor:
         return rows[t - j] if t >= j else torch.zeros_like(rows[0])
 
-    def projection(t: int) -> Tensor:
+    def projection(t: int, by: Tensor = p.context) -> Tensor:
         seen = [back(x, t, j) for j in range(4)] + [back(words, t, j) for j in range(6)]
-        return p.context @ torch.cat(seen) if t >= 0 else torch.zeros_like(p.context[:, 0])
+        return by @ torch.cat(seen) if t >= 0 else torch.zeros_like(by[:, 0])
 
     def key(t: int) -> Tensor:
         parts = projection(t).chunk(heads)
@@ -88,24 +89,19 @@ def bank_layer(
     bank: list[Pair] = []
     M = [x.new_zeros(len(recall_features(projection(0), 0, heads, order)), values.shape[2])] * heads
     written, rows = 0, []
-    for step in steps(length, window):
-        for t in step.leaving:
-            b = strength(t)
-            if t < window.sinks or b == 0:
-                continue
-            written += 1
-            bank = _written(bank, Pair(key(t - 1), words[t], b.new_zeros(()), written), p)
-            features = [recall_features(projection(t - 1), h, heads, order) for h in range(heads)]
-            M = [store(M[h], features[h], values[t, h], b) for h in range(heads)]
-        if step.leaving:
-            bank = _readiest(bank, written, p, slots)
-        if written == 0:
-            rows.append(torch.zeros_like(x[0]))
-            continue
-        t = step.position
+    for t in range(length):
         features = [recall_features(projection(t), h, heads, order) for h in range(heads)]
         blurred = [features[h] @ M[h] for h in range(heads)]
-        rows.append(_addition(x[t], key(t), blurred, bank, written, p))
+        nothing = torch.zeros_like(x[0])
+        rows.append(_addition(x[t], key(t), blurred, bank, written, p) if written else nothing)
+        b = strength(t)
+        if b > 0:
+            written += 1
+            mark = unit(projection(t - 1, p.fade))
+            bank = _written(bank, Pair(key(t - 1), mark, words[t], b.new_zeros(()), written), p)
+            bank = _readiest(bank, written, p, slots)
+            features = [recall_features(projection(t - 1), h, heads, order) for h in range(heads)]
+            M = [store(M[h], features[h], values[t, h], b) for h in range(heads)]
     return Banked(torch.stack(rows), bank, M)
 
 
@@ -113,7 +109,7 @@ def _written(bank: list[Pair], new: Pair, p: BankParameters) -> list[Pair]:
     """A token takes from every earlier pair by how much of an answer it would have been in the token's
     place."""
     alike, nothing, force = p.erase[0].exp(), p.erase[1], p.erase[2].exp()
-    answers = [(alike * (old.key @ new.key)).exp() for old in bank]
+    answers = [(alike * (old.mark @ new.mark) + old.faded).exp() for old in bank]
     whole = sum(answers, (alike * nothing).exp())
     faded = [replace(old, faded=old.faded - force * a / whole) for old, a in zip(bank, answers, strict=True)]
     return [*faded, new]

@@ -34,9 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FOLDER", help="cache, logs and checkpoint"
     )
-    parser.add_argument("--stage", choices=("keys", "gate", "recall", "all"), default="all")
+    parser.add_argument("--stage", choices=("keys", "marks", "gate", "recall", "all"), default="all")
     parser.add_argument(
-        "--shards", type=whole(1), default=30, metavar="N", help="cached streams, 40,000 tokens each"
+        "--shards", type=whole(1), default=16, metavar="N", help="cached streams, 40,000 tokens each"
     )
     parser.add_argument("--tokens", type=whole(500), default=40_000, metavar="N", help="tokens of a shard")
     parser.add_argument(

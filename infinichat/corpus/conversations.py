@@ -17,6 +17,9 @@ from infinichat.corpus.facts import Fact, FactMaker, Question, Sentence, join
 from infinichat.corpus.filler import Filler
 
 OTHER, VALUE, IGNORE = 0, 1, 2
+GENERAL = -2
+"""The version of a question that has nothing to do with what was told."""
+
 VERSIONS = 3
 """A fact is corrected at most twice."""
 SYSTEM = (
@@ -48,9 +51,10 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A question about fact number ``fact``; ``version`` -1: never told. The answer's tokens are
-    ``[answer, end)`` with the closing control token; the value's (or of "something you ...") ``[value, value
-    + count)``."""
+    """A question about fact number ``fact``; ``version`` -1: never told. The answer's tokens are ``[answer,
+    end)`` with the closing control token; the value's (or of "something you ...") ``[value, value +
+    count)``. ``fact`` -1 and ``version`` ``GENERAL``: a general question, and all of its answer is the
+    value."""
 
     fact: int
     version: int
@@ -257,6 +261,35 @@ class StreamMaker:
                 stream.mark(sentence, len(stream.text), {self.facts[number][0]: (number, 0)})
                 stream.text += sentence.text + rng.choice((" ", "\n", "\n\n"))
         stream.text += "" if plain else "<|im_end|>\n"
+        return stream.encode(self.tokenizer)
+
+    def mixed_stream(self) -> Stream:
+        """A young conversation: little or nothing told, and at once questions about it, about what was not
+        told, and about other things."""
+        rng, stream = self.rng, self.opening()
+        told: list[int] = []
+        for _ in range(rng.choice((0, 1, 1, 2, 3))):
+            if rng.random() < 0.3:
+                told += self.tell_pair(stream)
+            else:
+                told.append(self.new_fact())
+                self._tell(stream, [(told[-1], None)])
+        if told and rng.random() < 0.2:
+            number = rng.choice(told)
+            self._tell(stream, [(number, self.facts[number][-1])])
+        for _ in range(rng.randint(3, 5)):
+            draw = rng.random()
+            if self.general and draw < 0.45:
+                ask, answer = rng.choice(self.general)
+                stream.turn("user", ask)
+                at = stream.turn("assistant", answer)
+                if answer:
+                    stream.answers.append((at, at + len(answer), at, at + len(answer), -1, GENERAL))
+                continue
+            known = bool(told) and draw < 0.75
+            number = rng.choice(told) if known else self.new_fact(beside=rng.choice(told) if told else None)
+            version = len(self.facts[number]) - 1 if known else -1
+            stream.question(self.maker.ask(rng, self.facts[number][-1], told=known), number, version)
         return stream.encode(self.tokenizer)
 
     def talk_stream(self, turns: int) -> Stream:

@@ -136,7 +136,9 @@ class PlainStep:
                 state.memory_k.append(qkv[None, self._heads : self._heads + self._kv_heads, None])
             h.add_(layer.out(out.reshape(1, -1).to(layer.out.dtype)))
             if state.memory is not None and isinstance(layer.memory, ResidualMemory):
-                h.copy_(layer.memory(h[None], x[None], state, None, embedded)[0])
+                ids = torch.tensor([[token_id]])
+                read = layer.memory(h[None], x[None], state, real=None, embeddings=embedded, ids=ids)
+                h.copy_(read[0])
             gate, up = layer.gate_up(layer.mlp_norm(residual)).chunk(2, dim=1)
             h.add_(layer.down(layer.activation(gate).mul_(up)))
         cache.ids.append(torch.tensor([[token_id]]))

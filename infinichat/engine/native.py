@@ -165,7 +165,9 @@ class NativeStep:
             if state.memory is not None:
                 run(done, 2 * index + 1)
                 done = 2 * index + 1
-                self._h.copy_(memory(self._h, self._x, state, None, embedded))
+                ids = torch.tensor([[token_id]])
+                read = memory(self._h, self._x, state, real=None, embeddings=embedded, ids=ids)
+                self._h.copy_(read)
         run(done, 2 * len(self._layers))
         self._count(cache, token_id)
         hidden = torch.empty_like(self._h[0])

@@ -25,7 +25,8 @@ def without_memory(cache: InfiniCache) -> InfiniCache:
 
 @torch.inference_mode()
 def wiped(cache: InfiniCache) -> InfiniCache:
-    """A copy of ``cache`` whose memories hold nothing. What is in the window can still be written later."""
+    """A copy of ``cache`` whose memories hold nothing. What is in the window can still be
+    written later, unless it is written at once (a bank)."""
     fresh = InfiniCache(cache.config, cache.batch_size, dtype=cache.dtype, device=cache.device)
     return swapped(cache, fresh)
 

@@ -130,7 +130,7 @@ def _pieces(
         count = min(engine._to_segment_end(cache), len(ids) - done)
         piece = torch.tensor([list(ids[done : done + count])], device=cache.device)
         frequencies = body._frequencies(cache.device)
-        yield piece, plan_segment(cache, None, body.embed_tokens(piece), inv_freq=frequencies)
+        yield piece, plan_segment(cache, None, piece, body.embed_tokens(piece), inv_freq=frequencies)
         done += count
 
 

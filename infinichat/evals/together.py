@@ -109,7 +109,7 @@ class _Branches:
         lengths = [len(ids) for ids in waiting]
         rows = [branch for branch, ids in zip(self._active, waiting, strict=True) for _ in ids]
         ids = torch.tensor([[token for part in waiting for token in part]], device=self._cache.device)
-        plan = self._plan(rows, self._body.embed_tokens(ids))
+        plan = self._plan(rows, ids)
         real = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]  # [n, longest]
         h = plan.embeddings
         for index, (layer, state) in enumerate(zip(self._body.layers, self._cache.states, strict=True)):
@@ -121,9 +121,10 @@ class _Branches:
         states: Tensor = self._body.norm(h[0, last]).float()
         return states
 
-    def _plan(self, rows: list[int], embeddings: Tensor) -> SegmentPlan:
+    def _plan(self, rows: list[int], ids: Tensor) -> SegmentPlan:
         """Positions, and a mask that shows each token the window and its own branch so far."""
         cache, old = self._cache, len(self._rows)
+        embeddings = self._body.embed_tokens(ids)
         self._rows += rows
         steps: dict[int, int] = {}
         places = []
@@ -140,7 +141,7 @@ class _Branches:
         mask[:, self._before :].masked_fill_(~own.to(cache.device), torch.finfo(embeddings.dtype).min)
         group = cache.config.num_attention_heads // cache.config.num_key_value_heads
         block = QueryBlock(0, len(rows), count, mask.repeat(group, 1)[None, None])
-        return SegmentPlan(positions, cos, sin, (block,), None, self._front > 0, embeddings)
+        return SegmentPlan(positions, cos, sin, (block,), None, self._front > 0, ids, embeddings)
 
     def _keep(self, going: list[int]) -> None:
         """Only the active branches at these places go on."""
@@ -168,15 +169,22 @@ def _with_rows(
 
     x = layer.input_layernorm(h)
     h = h + layer.self_attn(x, plan, state, None)
-    read = layer.memory(rows(h), rows(x), rowwise, None if real.all() else real, rows(plan.embeddings))
+    read = layer.memory(
+        rows(h),
+        rows(x),
+        rowwise,
+        real=None if real.all() else real,
+        embeddings=rows(plan.embeddings),
+        ids=rows(plan.ids),
+    )
     h = read[real][None]
     out: Tensor = h + layer.mlp(layer.post_attention_layernorm(h))
     return out
 
 
 def _repeated(state: LayerState, count: int) -> LayerState:
-    """The memory's part of a layer's state for ``count`` rows that share one memory: views where nothing is
-    changed. What the rows would write is collected in slots of their own and dropped."""
+    """The memory's part of a layer's state for ``count`` rows that share one memory: views, until a row
+    writes. What rows keep for later is collected in slots of their own and dropped."""
     assert state.memory is not None
 
     def shared(tensor: Tensor) -> Tensor:
@@ -207,18 +215,23 @@ def _without_own(state: LayerState, count: int) -> LayerState:
 
 
 def _chosen(state: LayerState, rows: Tensor) -> LayerState:
-    """The rows [n] of a state made by ``_repeated``. The memory is the same in all of them."""
-    count = rows.shape[0]
+    """The rows [n] of a state made by ``_repeated``."""
+
+    def picked(tensor: Tensor) -> Tensor:
+        # Still the one memory that all began with: a view will do.
+        shared = tensor.stride(0) == 0
+        return tensor[: rows.shape[0]] if shared else tensor.index_select(0, rows)
+
     copy = replace(state)
     assert state.memory is not None
     memory = state.memory
     copy.memory = replace(
-        memory, M=memory.M[:count], z=None if memory.z is None else memory.z[:count],
-        written=memory.written[:count],
+        memory, M=picked(memory.M), z=None if memory.z is None else picked(memory.z),
+        written=picked(memory.written),
     )  # fmt: skip
     if state.bank is not None:
-        copy.bank = type(state.bank)(*(tensor[:count] for tensor in state.bank.tensors()))
+        copy.bank = type(state.bank)(*(picked(tensor) for tensor in state.bank.tensors()))
     for name in PLAIN_TENSORS:
         tensor = getattr(state, name)
         setattr(copy, name, None if tensor is None else tensor.index_select(0, rows))
-    return _without_own(copy, count)
+    return _without_own(copy, rows.shape[0])

@@ -7,8 +7,8 @@ own, and gets the rest of its way from the trail:
 
     plant     tell, then two windows of the trail's filler, through the layers below the memory. From there
               on no token that is still to be written had the telling in its window.
-    follow    what the trail wrote further on is written into this conversation's memory too, eviction by
-              eviction, by the model's own ``commit``
+    follow    what the trail wrote further on is written into this conversation's memory too, by the model's
+              own ``write`` (a bank, at once) or ``commit`` (what leaves the window, eviction by eviction)
     arrive    the window is the trail's; the last window + segment of tokens before the question go through
               the memory layer and all above it with this conversation's memory (``stream_above``)
 
@@ -37,9 +37,10 @@ from infinichat.chat_format import Utterance
 from infinichat.evals.bench import Bench, Conversation
 from infinichat.evals.conditions import without_memory
 from infinichat.evals.streaming import Passed, least_tail, stream_above, stream_below, stream_keeping
+from infinichat.model.bank_memory import BankMemory
 from infinichat.model.cache import InfiniCache
 from infinichat.model.layer_state import LayerState
-from infinichat.model.memories import ResidualMemory
+from infinichat.model.memories import RecallMemory, ResidualMemory
 from infinichat.model.segments import leaving
 from infinichat.model.slots import Slots
 
@@ -127,6 +128,9 @@ class Trail:
         self.tail = least_tail(self.engine.model)
         self.join = 2 * self.window
         self.layer = min(self.line.cache.memories)
+        kind = self.engine.model.model.layers[self.layer].memory
+        self._at_once = isinstance(kind, BankMemory)
+        self._noted = self.start
 
     @property
     def at(self) -> int:
@@ -160,6 +164,10 @@ class Trail:
     def _open(self) -> bool:
         return self._stretch.title is not None or self._source.previous in ("document", "raw")
 
+    def _until(self, cache: InfiniCache) -> int:
+        """The place up to which the memory of ``cache``, a state of this trail, has been written."""
+        return (cache.seen if self._at_once else cache.evicted) - self.start
+
     def go(self, place: int, *, full: int = 0) -> None:
         """Stream on to ``place``, the last ``full`` tokens through all layers."""
         self.place(place)
@@ -169,6 +177,7 @@ class Trail:
         stream_keeping(
             self.engine, self.line.cache, self.ids[self.at : place], layer=self.layer, before_eviction=look
         )
+        self._note_new(self.line.cache)
         if place:
             self.line.previous = self._source.previous if self._open else "assistant"
 
@@ -184,6 +193,7 @@ class Trail:
             layer=self.layer,
             before_eviction=self._note,
         )
+        self._note_new(self.line.cache)
         after = self.line.copy()
         bare = without_memory(before)
         below = without_memory(after.cache)
@@ -191,22 +201,35 @@ class Trail:
         return Arrival(place, before, after, passed, after.copy(bare))
 
     def _note(self, cache: InfiniCache) -> None:
-        """What the eviction that is due now will write."""
-        due = leaving(cache)
+        """What was written since the last look, or what the eviction that is due now will write."""
+        self._note_new(cache)
+        due = None if self._at_once else leaving(cache)
         if due is None:
             return
         count, write = due
         span = count if write is None else write.shape[1]
+        self._keep(cache, slice(0, span), cache.evicted, write)
+
+    def _note_new(self, cache: InfiniCache) -> None:
+        """For memories that are written at once: the tokens since the last look."""
+        fresh = cache.seen - self._noted
+        if self._at_once and fresh:
+            end = cache.window_tokens
+            self._keep(cache, slice(end - fresh, end), self._noted, None)
+        self._noted = cache.seen
+
+    def _keep(self, cache: InfiniCache, slots: slice, first: int, write: Tensor | None) -> None:
+        """Note what is written of the window's ``slots``, the first of which is token ``first``."""
         for index, state in enumerate(cache.states):
             if state.strength is None or state.memory_k is None:
                 continue
-            strength = state.strength.content[:, :span]
+            strength = state.strength.content[:, slots]
             strength = strength if write is None else strength * write
             chosen = (strength[0] > 0).nonzero()[:, 0]
             if chosen.numel():
-                places = tuple((chosen + cache.evicted - self.start).tolist())
-                keys = state.memory_k.content[:, chosen]
-                ids = cache.ids.content[:, chosen]
+                places = tuple((chosen + first - self.start).tolist())
+                keys = state.memory_k.content[:, slots][:, chosen]
+                ids = cache.ids.content[:, slots][:, chosen]
                 self.writes.append(Written(index, places, keys, strength[:, chosen], ids))
 
     # ---- conversations on the trail
@@ -231,12 +254,13 @@ class Trail:
         memories = {
             index: (memory, states[index].bank) for index, memory in conversation.cache.memories.items()
         }
-        return Planted(memories, place + conversation.cache.evicted - first)
+        cache = conversation.cache
+        return Planted(memories, place + (cache.seen if self._at_once else cache.evicted) - first)
 
     @torch.inference_mode()
     def follow(self, planted: Planted, cache: InfiniCache) -> None:
         """Write what the trail wrote from ``planted.place`` up to where its state ``cache`` stands."""
-        until = cache.evicted - self.start
+        until = self._until(cache)
         body = self.engine.model.model
         for index, (memory, bank) in planted.memories.items():
             kind = body.layers[index].memory
@@ -245,7 +269,11 @@ class Trail:
             state.memory, state.bank = memory, bank
             for written in self.writes:
                 part = _between(written, planted.place, until) if written.layer == index else None
-                if part is not None:
+                if part is None:
+                    continue
+                if isinstance(kind, BankMemory):
+                    kind.write_each(state, part.keys, part.ids, body.embed_tokens, strength=part.strength)
+                elif isinstance(kind, RecallMemory):
                     state.memory_k = Slots(part.keys, dim=1, limit=cache.config.window)
                     state.strength = Slots(part.strength, dim=1, limit=cache.config.window)
                     count = part.ids.shape[1]

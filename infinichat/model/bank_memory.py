@@ -4,14 +4,17 @@ One projection makes keys and queries: what position t asks for is what the toke
 telling and asking meet wherever the words before the value are alike::
 
     f_t   = x_t .. x_{t-3}, e_t .. e_{t-5}     the layer's normed inputs and the token embeddings (unit rms)
-    q_t   = headwise_unit(W f_t),   k_t = q_{t-1}
+    q_t   = headwise_unit(W f_t),   k_t = q_{t-1},   m_t = unit(W' f_{t-1})
     b_t   = hard_gate(sum_j w_j x_{t-j} + c)   exactly 0 for almost every token
     v, n  = bank read and its null weight;  m = matrix read
     h_t  += g_t (alpha W_om (v + n mu m) + (1 - n) w + u + B silu(A [x_t, 1 - n] + a))
 
-(``infinichat.attention.bank`` and ``.memory``.) Everything written goes into the matrix M by the per-token
-delta rule as well, so what the bank has to let go is still there, blurred; mu says how much of that is read.
-With alpha, w, u and B at zero, the untrained start, nothing is added.
+(``infinichat.attention.bank`` and ``.memory``.) A token is written as soon as it has been read, not when it
+leaves the window: a small model finds little even in its window. Of 24 things told a few hundred tokens
+before, SmolLM2-135M said one with a memory that is written later, and 20 with one that is written at once.
+Everything written goes into the matrix M by the per-token delta rule as well, so what the bank has to let go
+is still there, blurred; mu says how much of that is read. The mark m decides what a token replaces, the key
+k what it answers. With alpha, w, u and B at zero, the untrained start, nothing is added.
 """
 
 from __future__ import annotations
@@ -20,9 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from infinichat.attention.bank import BankRule, bank_read, bank_write, headwise_unit
+from infinichat.attention.bank import BankRule, bank_read, bank_write, headwise_unit, unit
 from infinichat.attention.infini import ending, ragged_taps, recall_features, recall_read, taps
-from infinichat.attention.memory import MemoryState, gather_written, wide, write_delta
+from infinichat.attention.memory import wide, write_delta
 from infinichat.model.configuration_infini import InfiniConfig
 from infinichat.model.layer_state import TOKEN_TAPS, LayerState
 from infinichat.model.memories import ResidualMemory
@@ -34,12 +37,12 @@ ADAPTER_RANK = 64
 
 
 class BankMemory(ResidualMemory):
-    """With C = hidden size, H heads, Dk key width, K = H Dk: ``context`` [K, 10 C], ``head_weight`` [H], the
-    scalars of ``BankRule`` (``beta`` as a logarithm; ``erase`` [3]: ``alike`` and ``force`` as logarithms,
-    ``new`` between them), the write gate ``gate_taps`` [3, C] and ``gate_bias``, ``matrix_gain`` and
-    ``softness`` [H] for the matrix, ``out`` [C, C], ``alpha``, ``confidence`` and ``found_bias`` [C], the
-    token gate ``read_gate`` [C], ``read_confidence``, ``read_bias``, and the adapter ``adapt_in`` [64, C +
-    1], ``adapt_in_bias``, ``adapt_out`` [C, 64]."""
+    """With C = hidden size, H heads, Dk key width, K = H Dk: ``context`` [K, 10 C], ``fade`` [F, 10 C],
+    ``head_weight`` [H], the scalars of ``BankRule`` (``beta`` as a logarithm; ``erase`` [3]: ``alike`` and
+    ``force`` as logarithms, ``new`` between them), the write gate ``gate_taps`` [3, C] and ``gate_bias``,
+    ``matrix_gain`` and ``softness`` [H] for the matrix, ``out`` [C, C], ``alpha``, ``confidence`` and
+    ``found_bias`` [C], the token gate ``read_gate`` [C], ``read_confidence``, ``read_bias``, and the adapter
+    ``adapt_in`` [64, C + 1], ``adapt_in_bias``, ``adapt_out`` [C, 64]."""
 
     def __init__(self, config: InfiniConfig) -> None:
         super().__init__(config)
@@ -48,7 +51,8 @@ class BankMemory(ResidualMemory):
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape))
 
-        self.context = parameter(heads * config.memory_key_dim, (STATE_TAPS + TOKEN_TAPS + 1) * hidden)
+        self.width, around = heads * config.memory_key_dim, (STATE_TAPS + TOKEN_TAPS + 1) * hidden
+        self.context, self.fade = parameter(self.width, around), parameter(config.memory_fade_dim, around)
         self.head_weight = parameter(heads)
         self.beta, self.null, self.recency, self.erase = parameter(), parameter(), parameter(), parameter(3)
         self.matrix_gain, self.softness = parameter(), parameter(heads)
@@ -63,7 +67,7 @@ class BankMemory(ResidualMemory):
     def reset_parameters(self) -> None:
         """The untrained start: a read adds 0, and gradients exist."""
         super().reset_parameters()
-        for matrix in (self.context, self.adapt_in):
+        for matrix in (self.context, self.fade, self.adapt_in):
             nn.init.normal_(matrix, std=matrix.shape[1] ** -0.5)
         closed = (self.alpha, self.confidence, self.found_bias, self.adapt_out, self.matrix_gain)
         neutral = (self.head_weight, self.adapt_in_bias, self.read_gate, self.read_confidence)
@@ -82,7 +86,14 @@ class BankMemory(ResidualMemory):
         return BankRule(beta, self.null.to(dtype), recency, erase[0].exp(), erase[1], erase[2].exp())
 
     def forward(
-        self, h: Tensor, x: Tensor, state: LayerState, real: Tensor | None, embeddings: Tensor
+        self,
+        h: Tensor,
+        x: Tensor,
+        state: LayerState,
+        *,
+        real: Tensor | None,
+        embeddings: Tensor,
+        ids: Tensor,
     ) -> Tensor:
         """As ``ResidualMemory.forward``."""
         assert state.memory is not None
@@ -108,20 +119,38 @@ class BankMemory(ResidualMemory):
             strength = self.write_strength(states) * real
         state.strength.append(strength)
         state.memory_k.append(keys)
-        added = self.read(projected, x, state)
-        return h + (added * (state.memory.written > 0)[:, None, None]).to(h.dtype)
+        # Nothing changes between two writes, so that is where the tokens are cut.
+        writes = (strength > 0).any(dim=0).nonzero()[:, 0].tolist()
+        parts, start = [], 0
+        for place in writes:
+            stop = place + 1
+            parts.append(self._read_part(projected[:, start:stop], x[:, start:stop], state))
+            new = slice(place, stop)
+            self.write(state, keys[:, new], tokens[:, new], ids[:, new], strength=strength[:, new])
+            start = stop
+        if start < x.shape[1]:
+            parts.append(self._read_part(projected[:, start:], x[:, start:], state))
+        return h + (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).to(h.dtype)
+
+    def _read_part(self, projected: Tensor, x: Tensor, state: LayerState) -> Tensor:
+        """What tokens add that see the same memory; rows without a written token add exactly nothing."""
+        assert state.memory is not None
+        something = state.memory.written > 0
+        if not torch.is_grad_enabled() and not bool(something.any()):
+            return torch.zeros_like(x)
+        return self.read(projected, x, state) * something[:, None, None]
 
     def _project(self, states: Tensor, words: Tensor) -> Tensor:
-        """W f [B, T, K], in float32 or wider, from both parts of f beside each other."""
+        """W f and W' f beside each other [B, T, K + F], in float32 or wider, from both parts of f."""
         # In the weight's own type: converting this matrix at every token would cost more than the product.
         around = torch.cat((states, words), dim=-1).to(self.context.dtype)
-        return wide(F.linear(around, self.context))
+        return wide(torch.cat((F.linear(around, self.context), F.linear(around, self.fade)), dim=-1))
 
     def read(self, projected: Tensor, x: Tensor, state: LayerState) -> Tensor:
-        """What to add to the residual [B, T, C], in x's type, for projections [B, T, K]."""
+        """What to add to the residual [B, T, C], in x's type, for projections [B, T, K + F]."""
         assert state.memory is not None
         assert state.bank is not None
-        dtype = x.dtype
+        dtype, projected = x.dtype, projected[..., : self.width]
         queries = headwise_unit(projected, self.head_weight.to(dtype))
         got = bank_read(queries, state.bank, state.memory.written, self.rule(dtype))
         values, null = got.values, got.null[..., None]
@@ -146,31 +175,30 @@ class BankMemory(ResidualMemory):
         added = added + found * self.confidence.to(dtype) + self.found_bias.to(dtype)
         return gate * (added + F.linear(F.silu(inner), self.adapt_out.to(dtype)))
 
-    def commit(
-        self, state: LayerState, count: int, write: Tensor | None, ids: Tensor, embedding: nn.Embedding
-    ) -> MemoryState:
-        """As ``ResidualMemory.commit``; the bank is replaced in ``state``."""
+    def write(
+        self, state: LayerState, keys: Tensor, values: Tensor, ids: Tensor, *, strength: Tensor
+    ) -> None:
+        """Write tokens in order into bank and matrix of ``state``: the projections they are stored under
+        [B, n, K + F], their values [B, n, C], ``ids`` [B, n], and their strength [B, n]: 0 is not written."""
         assert state.memory is not None
-        assert state.memory_k is not None
-        assert state.strength is not None
         assert state.bank is not None
-        strength = state.strength.content[:, :count]
-        if write is not None:
-            strength = strength * write
-        chosen, strength = gather_written(strength)
-        if chosen.shape[1] == 0:
-            return state.memory
-        projected = state.memory_k.content
-        projected = projected.gather(1, chosen[..., None].expand(-1, -1, projected.shape[-1]))
-        tokens = ids.gather(1, chosen)
-        values = self.unit_rms(embedding(tokens))
-        keys = headwise_unit(projected, self.head_weight.to(projected.dtype))
+        keys, marks = keys[..., : self.width], unit(keys[..., self.width :])
         state.bank = bank_write(
             state.bank,
-            (keys, values, tokens),
+            (headwise_unit(keys, self.head_weight.to(keys.dtype)), marks, values, ids),
             chosen=strength > 0,
             written=state.memory.written,
-            rule=self.rule(projected.dtype),
+            rule=self.rule(keys.dtype),
         )
-        features = recall_features(projected, heads=self.heads, order=self.order)
-        return write_delta(state.memory, features, self.split(values), strength)
+        features = recall_features(keys, heads=self.heads, order=self.order)
+        state.memory = write_delta(state.memory, features, self.split(values), strength)
+
+    def write_each(
+        self, state: LayerState, keys: Tensor, ids: Tensor, embedding: nn.Embedding, *, strength: Tensor
+    ) -> None:
+        """``write`` tokens one after the other, as a conversation does that they came up in: a full bank
+        chooses anew at each of them what it lets go."""
+        values = self.unit_rms(embedding(ids))
+        for place in range(ids.shape[1]):
+            new = slice(place, place + 1)
+            self.write(state, keys[:, new], values[:, new], ids[:, new], strength=strength[:, new])

@@ -34,6 +34,7 @@ STATE_FIELDS = (
     "memory_key_dim",
     "memory_order",
     "memory_slots",
+    "memory_fade_dim",
     "infini_rope",
 )
 """What decides the form of a state: models that differ in one of these cannot exchange states."""
@@ -46,7 +47,8 @@ class InfiniConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # its __
     tokens (``infinichat.attention.window``): ``window == segment`` is the paper's hard segmentation, ``window
     > segment`` the streaming window. ``sinks`` first tokens stay attended for ever and are never written.
     ``memory`` is "recall" (own projections, DPFP, write gate, per-token delta), "bank" (the same with
-    ``memory_slots`` exact pairs beside the matrix, ``infinichat.attention.bank``) or the paper's "linear" or
+    ``memory_slots`` exact pairs beside the matrix, with marks ``memory_fade_dim`` wide,
+    ``infinichat.attention.bank``) or the paper's "linear" or
     "delta"; ``memory_layers`` are the layers that have one. ``memory_trained`` False keeps every memory
     closed: the model is then exactly its base with a sliding window.
 
@@ -83,6 +85,7 @@ class InfiniConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # its __
         memory_order: int = 3,
         memory_gate_taps: int = 3,
         memory_slots: int = 1024,
+        memory_fade_dim: int = 256,
         family: str = "llama",
         chat_format: str = "chatml",
         base: dict[str, Any] | None = None,
@@ -116,6 +119,7 @@ class InfiniConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # its __
         self.memory_order = memory_order
         self.memory_gate_taps = memory_gate_taps
         self.memory_slots = memory_slots
+        self.memory_fade_dim = memory_fade_dim
         self.family = family
         self.chat_format = chat_format
         self.base = base
@@ -156,6 +160,7 @@ class InfiniConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # its __
             "memory_order",
             "memory_gate_taps",
             "memory_slots",
+            "memory_fade_dim",
         )
         for name in whole:
             value = getattr(self, name)
@@ -166,8 +171,11 @@ class InfiniConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # its __
                 f"memory_key_dim is {self.memory_key_dim} and memory_order {self.memory_order}; both must be "
                 "at least 1."
             )
-        if self.memory_slots < 1:
-            raise ConfigError(f"memory_slots is {self.memory_slots}; a bank needs at least 1.")
+        if self.memory_slots < 1 or self.memory_fade_dim < 1:
+            raise ConfigError(
+                f"memory_slots is {self.memory_slots} and memory_fade_dim {self.memory_fade_dim}; a bank "
+                "needs at least 1 of each."
+            )
         if not 1 <= self.memory_gate_taps <= MAX_GATE_TAPS:
             raise ConfigError(
                 f"memory_gate_taps is {self.memory_gate_taps}; it must be 1 to {MAX_GATE_TAPS}, the states "

@@ -6,12 +6,12 @@ and the checks of loaded ones all follow it. What the tensors mean:
     k, v         the window [B, Hkv, n, D]; keys rotated at their position
     sink_k/v     the first tokens' keys (rotated at their position) and values [B, Hkv, sinks, D], kept when
                  their segment leaves the window
-    memory_k     what the window's tokens will be written under. Recall and bank: projected keys
-                 [B, n, H * Dk]; paper: keys without position [B, Hkv, n, D]
+    memory_k     what the window's tokens will be written under. Recall: projected keys [B, n, H * Dk]; bank:
+                 projected keys and marks [B, n, H * Dk + F]; paper: keys without position [B, Hkv, n, D]
     strength     their write strengths [B, n] (recall, bank)
     tail         the layer's last inputs [B, taps, C], for the convolutions (recall, bank)
     tail_tokens  the last tokens' embeddings [B, taps, C] (bank)
-    tail_key     the last token's projection [B, 1, H * Dk], the key of the token to come (bank)
+    tail_key     the last token's projection [B, 1, H * Dk + F], key and mark of the token to come (bank)
     bank_*       the exact pairs, ``infinichat.attention.bank.BankState`` (bank)
     M, z, written  the memory itself (``infinichat.attention.memory.MemoryState``)
 """
@@ -35,7 +35,7 @@ RECALL_TAPS = 4
 TOKEN_TAPS = 5
 """Tokens before the present one whose embeddings the bank memory looks at."""
 
-BANK_TENSORS = ("keys", "values", "ids", "faded", "order")
+BANK_TENSORS = ("keys", "marks", "values", "ids", "faded", "order")
 PLAIN_TENSORS = ("sink_k", "sink_v", "tail", "tail_tokens", "tail_key")
 """The fields of a layer's state that are single tensors or None."""
 
@@ -74,7 +74,8 @@ def layer_tensors(
         return specs
     if config.memory in ("recall", "bank"):
         heads, value_dim = config.memory_heads, config.memory_value_dim
-        specs["memory_k"] = TensorSpec((batch, slots, heads * config.memory_key_dim), "wide")
+        width = heads * config.memory_key_dim + (config.memory_fade_dim if config.memory == "bank" else 0)
+        specs["memory_k"] = TensorSpec((batch, slots, width), "wide")
         specs["strength"] = TensorSpec((batch, slots), "wide")
         specs["tail"] = TensorSpec((batch, RECALL_TAPS, config.hidden_size), "wide")
     else:
@@ -92,8 +93,9 @@ def _bank_tensors(config: InfiniConfig, batch: int) -> dict[str, TensorSpec]:
     width, hidden, size = config.memory_heads * config.memory_key_dim, config.hidden_size, config.memory_slots
     return {
         "tail_tokens": TensorSpec((batch, TOKEN_TAPS, hidden), "wide"),
-        "tail_key": TensorSpec((batch, 1, width), "wide"),
+        "tail_key": TensorSpec((batch, 1, width + config.memory_fade_dim), "wide"),
         "bank_keys": TensorSpec((batch, size, width), "wide"),
+        "bank_marks": TensorSpec((batch, size, config.memory_fade_dim), "wide"),
         "bank_values": TensorSpec((batch, size, hidden), "wide"),
         "bank_ids": TensorSpec((batch, size), "count"),
         "bank_faded": TensorSpec((batch, size), "wide"),

@@ -82,18 +82,18 @@ class ResidualMemory(nn.Module):
         self.gate_bias.fill_(0.1)
 
     def forward(
-        self, h: Tensor, x: Tensor, state: LayerState, real: Tensor | None, embeddings: Tensor
+        self,
+        h: Tensor,
+        x: Tensor,
+        state: LayerState,
+        *,
+        real: Tensor | None,
+        embeddings: Tensor,
+        ids: Tensor,
     ) -> Tensor:
         """h [B, T, C] with the read added; x [B, T, C] is the layer's normed input, ``embeddings`` [B, T, C]
-        are the tokens'. Also keeps, in ``state``, what these T tokens will be written with when they leave
-        the window. ``real`` [B, T] False at padding."""
-        raise NotImplementedError
-
-    def commit(
-        self, state: LayerState, count: int, write: Tensor | None, ids: Tensor, embedding: nn.Embedding
-    ) -> MemoryState:
-        """Write the window's oldest ``count`` slots, whose tokens are ``ids`` [B, count], with the per-token
-        delta rule. Only tokens of non-zero strength are touched, so a segment of chatter costs nothing."""
+        and ``ids`` [B, T] are the tokens'. Also writes these T tokens, or keeps, in ``state``, what they will
+        be written with when they leave the window. ``real`` [B, T] False at padding."""
         raise NotImplementedError
 
     def write_strength(self, around: Tensor) -> Tensor:
@@ -150,9 +150,16 @@ class RecallMemory(ResidualMemory):
         self.read_bias.fill_(1.0)
 
     def forward(
-        self, h: Tensor, x: Tensor, state: LayerState, real: Tensor | None, embeddings: Tensor
+        self,
+        h: Tensor,
+        x: Tensor,
+        state: LayerState,
+        *,
+        real: Tensor | None,
+        embeddings: Tensor,
+        ids: Tensor,
     ) -> Tensor:
-        """As ``ResidualMemory.forward``; the embeddings are not needed here."""
+        """As ``ResidualMemory.forward``: kept for later. Embeddings and ids are not needed here."""
         assert state.memory is not None
         assert state.memory_k is not None
         assert state.strength is not None
@@ -193,7 +200,9 @@ class RecallMemory(ResidualMemory):
     def commit(
         self, state: LayerState, count: int, write: Tensor | None, ids: Tensor, embedding: nn.Embedding
     ) -> MemoryState:
-        """As ``ResidualMemory.commit``."""
+        """Write the window's oldest ``count`` slots, whose tokens are ``ids`` [B, count], with the per-token
+        delta rule; ``write`` [B, count]: which of them. Only tokens of non-zero strength are touched, so a
+        segment of chatter costs nothing."""
         assert state.memory is not None
         assert state.memory_k is not None
         assert state.strength is not None

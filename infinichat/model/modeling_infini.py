@@ -142,7 +142,7 @@ class InfiniDecoderLayer(nn.Module):
         attended = self.self_attn(x, plan, state, mixed, last=last)
         h = (h[:, -1:] if last else h) + attended
         if isinstance(self.memory, ResidualMemory) and state.memory is not None:
-            h = self.memory(h, x, state, plan.real, plan.embeddings)
+            h = self.memory(h, x, state, real=plan.real, embeddings=plan.embeddings, ids=plan.ids)
         out: Tensor = h + self.mlp(self.post_attention_layernorm(h))
         return out
 
@@ -245,7 +245,7 @@ class InfiniModel(InfiniPreTrainedModel):  # type: ignore[no-untyped-call]  # it
         for layer, state in zip(self.layers, cache.states, strict=True):
             if state.memory is None:
                 continue
-            if isinstance(layer.memory, ResidualMemory):
+            if isinstance(layer.memory, RecallMemory):
                 ids = cache.ids.content[:, :span]
                 state.memory = layer.memory.commit(state, span, write, ids, self.embed_tokens)
             elif isinstance(layer.memory, PaperMemory):
@@ -265,7 +265,7 @@ class InfiniModel(InfiniPreTrainedModel):  # type: ignore[no-untyped-call]  # it
                 f"to {self.config.vocab_size - 1}."
             ) from None
         frequencies = self._frequencies(cache.device)
-        plan = plan_segment(cache, mask, h, inv_freq=frequencies)
+        plan = plan_segment(cache, mask, ids, h, inv_freq=frequencies)
         top = len(self.layers) - 1
         for number, (layer, state) in enumerate(zip(self.layers, cache.states, strict=True)):
             last = only_last and number == top and state.memory is None

@@ -35,8 +35,8 @@ tokens, 2 % less for 256 after 768 (measured with 32 to 512 queries)."""
 class SegmentPlan:
     """For T new slots: ``positions`` [T] (uniform) or [B, T], ``cos`` and ``sin`` broadcastable to
     [B, H, T, D], ``blocks`` of queries with their masks, ``real`` [B, T] True where a slot is a token (None:
-    all are), ``use_front``: the sinks are attended, and ``embeddings`` [B, T, C], the tokens' rows of the
-    embedding table."""
+    all are), ``use_front``: the sinks are attended, ``ids`` [B, T], and ``embeddings``
+    [B, T, C], the tokens' rows of the embedding table."""
 
     positions: Tensor
     cos: Tensor
@@ -44,6 +44,7 @@ class SegmentPlan:
     blocks: tuple[QueryBlock, ...]
     real: Tensor | None
     use_front: bool
+    ids: Tensor
     embeddings: Tensor
 
 
@@ -67,10 +68,16 @@ def pieces(cache: InfiniCache, attention_mask: Tensor | None, length: int) -> in
 
 
 def plan_segment(
-    cache: InfiniCache, attention_mask: Tensor | None, embeddings: Tensor, *, inv_freq: Tensor
+    cache: InfiniCache,
+    attention_mask: Tensor | None,
+    ids: Tensor,
+    embeddings: Tensor,
+    *,
+    inv_freq: Tensor,
 ) -> SegmentPlan:
-    """The plan for the next T slots of ``cache``, whose tokens have ``embeddings`` [B, T, C], made after what
-    is due has left it. ``attention_mask`` [B, T] bool or None; ``inv_freq`` float64 [D / 2]."""
+    """The plan for the next T slots of ``cache``, whose tokens are ``ids`` [B, T] and have ``embeddings``
+    [B, T, C], made after what is due has left it. ``attention_mask`` [B, T] bool or None; ``inv_freq``
+    float64 [D / 2]."""
     length, dtype = embeddings.shape[1], embeddings.dtype
     group = cache.config.num_attention_heads // cache.config.num_key_value_heads
     if cache.uniform:
@@ -81,9 +88,9 @@ def plan_segment(
         # One launch for everything where launches cost more than the masked half of the work.
         block = QUERY_BLOCK if cache.device.type == "cpu" else length
         blocks = causal_blocks(length, before, group=group, block=block, dtype=dtype, device=cache.device)
-        return SegmentPlan(positions, cos, sin, blocks, None, use_front, embeddings)
+        return SegmentPlan(positions, cos, sin, blocks, None, use_front, ids, embeddings)
     real = attention_mask if attention_mask is not None else _all_real(cache, length)
-    return _plan_ragged(cache, real, embeddings, inv_freq, group)
+    return _plan_ragged(cache, real, ids, embeddings, inv_freq)
 
 
 def make_ragged(cache: InfiniCache) -> None:
@@ -205,9 +212,10 @@ def turn_sinks(cache: InfiniCache, inv_freq: Tensor) -> None:
 
 
 def _plan_ragged(
-    cache: InfiniCache, real: Tensor, embeddings: Tensor, inv_freq: Tensor, group: int
+    cache: InfiniCache, real: Tensor, ids: Tensor, embeddings: Tensor, inv_freq: Tensor
 ) -> SegmentPlan:
     dtype = embeddings.dtype
+    group = cache.config.num_attention_heads // cache.config.num_key_value_heads
     assert cache.row_seen is not None
     assert cache.row_evicted is not None
     assert cache.positions is not None
@@ -220,7 +228,7 @@ def _plan_ragged(
         front = (cache.row_evicted > 0)[:, None, None] & real[:, :, None]
         allowed = torch.cat((front.expand(-1, -1, cache.config.sinks), allowed), dim=2)
     whole = QueryBlock(0, allowed.shape[1], allowed.shape[2], _additive(allowed, group, dtype))
-    return SegmentPlan(positions, cos, sin, (whole,), real, use_front, embeddings)
+    return SegmentPlan(positions, cos, sin, (whole,), real, use_front, ids, embeddings)
 
 
 def _additive(allowed: Tensor, group: int, dtype: torch.dtype) -> Tensor:

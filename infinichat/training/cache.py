@@ -28,6 +28,9 @@ from infinichat.corpus.filler import Filler
 GROUP = 7
 """Questions in a stream."""
 
+MIXED_LONGEST = 400
+"""Tokens of a young conversation."""
+
 Lower = Callable[[Tensor], Tensor]
 """ids [B, T] to states [B, T, C] before the memory's layer (``plain.lower``)."""
 
@@ -35,8 +38,8 @@ Lower = Callable[[Tensor], Tensor]
 @dataclass(frozen=True, slots=True)
 class Shard:
     """One shard in memory. ``hidden`` [T, D] before layer L, ``ids`` [T], ``labels`` [T]; ``streams`` are
-    (start, length, kind) with kind "tell", "book", "talk", "ask" or "general"; places in ``told`` and
-    ``asked`` count from 0 to T."""
+    (start, length, kind) with kind "tell", "book", "talk", "ask", "mixed" or "general"; places in ``told``
+    and ``asked`` count from 0 to T."""
 
     hidden: Tensor
     ids: Tensor
@@ -70,6 +73,16 @@ def draw_streams(maker: StreamMaker, tokens: int) -> list[tuple[str, Stream]]:
         chatter, before = rng.choice((0.0, 0.0, 0.1, 0.3)), rng.choice((0, 0, 0, 0, 3))
         asked = maker.ask_stream(kept[start : start + GROUP], unknown=0.2, chatter=chatter, before=before)
         streams.append(("ask", asked))
+    return streams
+
+
+def draw_mixed(maker: StreamMaker, tokens: int) -> list[tuple[str, Stream]]:
+    """About ``tokens`` tokens of young conversations."""
+    streams: list[tuple[str, Stream]] = []
+    while sum(len(stream.ids) for _, stream in streams) < tokens:
+        stream = maker.mixed_stream()
+        if len(stream.ids) <= MIXED_LONGEST:
+            streams.append(("mixed", stream))
     return streams
 
 
@@ -130,8 +143,8 @@ def read_shard(file: Path) -> Shard:
     )
 
 
-def shard_files(folder: Path, side: Side | Literal["general"]) -> list[Path]:
-    """The finished shards of ``side``, or of the general questions, in order."""
+def shard_files(folder: Path, side: Side | Literal["general", "mixed"]) -> list[Path]:
+    """The finished shards of ``side``, of general questions, or of young conversations, in order."""
     return sorted(folder.glob(f"{side}-*.safetensors"))
 
 

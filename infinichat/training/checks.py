@@ -22,11 +22,11 @@ PIECE = 8192
 
 @torch.no_grad()
 def recall_on(
-    memory: BankMemory, pool: Pool, *, facts: int, questions: int, seed: int = 0
+    memory: BankMemory, pool: Pool, *, facts: int, questions: int, seed: int = 0, ideal: bool = False
 ) -> dict[str, float]:
     """Shares over at least ``questions`` questions in memories of ``facts`` facts: ``recall`` of values told
     once and ``updated`` of corrected ones, all their tokens right; ``refused`` of both; ``unknown``
-    admitted."""
+    admitted. ``ideal``: as ``write``."""
     rng = random.Random(f"{seed}/{facts}")
     once: list[bool] = []
     updated: list[bool] = []
@@ -36,7 +36,7 @@ def recall_on(
         episode = pool.episode(facts, rng)
         if not episode.asked:
             break
-        bank = write(memory, pool, episode, stray_tokens(pool, 8, rng))
+        bank = write(memory, pool, episode, stray_tokens(pool, 8, rng), ideal=ideal)
         places = [torch.arange(a.value - 1, a.value + a.count - 1) for a in episode.asked]
         strange = torch.tensor([a.value - 1 for a in episode.strangers], dtype=torch.long)
         queries = project(memory, pool.around(torch.cat((*places, strange))))

@@ -25,6 +25,10 @@ from infinichat.model.modeling_infini import InfiniForCausalLM
 from infinichat.training.cache import Shard
 
 
+STRANGERS = 48
+"""Questions of an episode about what was not told."""
+
+
 @dataclass(frozen=True, slots=True)
 class Episode:
     """``told`` in the order of telling; ``asked`` about those; ``strangers`` are asked about other things."""
@@ -59,7 +63,10 @@ class Pool:
         for number in self.told:
             for shared in self._shared(number):
                 self.same.setdefault(shared, []).append(number)
-        self.question = {a.fact: a for a in self.asked}
+        self.question = {a.fact: a for a in self.asked if a.fact >= 0}
+        self.told_in: dict[int, list[Told]] = {}
+        for t in (t for tellings in self.told.values() for t in tellings):
+            self.told_in.setdefault(int(self.stream[t.start]), []).append(t)
 
     def _add(self, shard: Shard, tokens: int) -> None:
         facts = len(self.facts)
@@ -72,7 +79,7 @@ class Pool:
             self.told.setdefault(moved.fact, []).append(moved)
         for a in shard.asked:
             places = {name: getattr(a, name) + tokens for name in ("answer", "value", "end")}
-            self.asked.append(replace(a, fact=a.fact + facts, **places))
+            self.asked.append(replace(a, fact=a.fact + facts if a.fact >= 0 else -1, **places))
 
     def _shared(self, number: int) -> list[tuple[str, ...]]:
         fact = self.facts[number]
@@ -111,11 +118,18 @@ class Pool:
         return torch.cat((self.states(places, STATE_TAPS), words), dim=-1)
 
     def episode(
-        self, count: int, rng: random.Random, *, asked: Sequence[Asked] = (), near: float = 0.3
+        self,
+        count: int,
+        rng: random.Random,
+        *,
+        asked: Sequence[Asked] = (),
+        near: float = 0.3,
+        corrected: float = 0.25,
     ) -> Episode:
-        """``count`` facts. ``asked``: these questions are among them (or, with version -1, are not); without,
-        all facts are asked for, a quarter of them corrected ones. ``near``: share that resembles another."""
-        chosen = list(asked) or self._questions(count, rng)
+        """``count`` facts. ``asked``: these questions are among them (or, with version -1, are not);
+        without, all facts are asked for, a share ``corrected`` of them corrected ones. ``near``: share that
+        resembles another."""
+        chosen = list(asked) or self._questions(count, rng, corrected)
         banned = {self.facts[a.fact].key for a in chosen if a.version < 0}
         facts: dict[tuple[str, str, str], int] = {}
         questions: list[Asked] = []
@@ -143,13 +157,13 @@ class Pool:
         told = [t for _, t in sorted(timed, key=lambda pair: pair[0])]
         return Episode(told, questions, self._strangers(facts, rng))
 
-    def _questions(self, count: int, rng: random.Random) -> list[Asked]:
-        fixed = rng.sample(self.corrected, min(len(self.corrected), count // 4))
+    def _questions(self, count: int, rng: random.Random, corrected: float) -> list[Asked]:
+        fixed = rng.sample(self.corrected, min(len(self.corrected), int(count * corrected)))
         return (fixed + rng.sample(self.known, min(len(self.known), count)))[:count]
 
     def _strangers(self, facts: dict[tuple[str, str, str], int], rng: random.Random) -> list[Asked]:
         found = []
-        for _ in range(32):
+        for _ in range(STRANGERS):
             shared = self._shared(rng.choice(list(facts.values())))
             pick = rng.choice(self.same[rng.choice(shared)] if rng.random() < 0.7 else list(self.told))
             if self.facts[pick].key not in facts and pick in self.question:
@@ -159,4 +173,5 @@ class Pool:
 
 def value_places(told: Sequence[Told]) -> Tensor:
     """The places of all value tokens in order of telling: [n]."""
-    return torch.cat([torch.arange(t.start, t.start + t.count) for t in told])
+    places = [torch.arange(t.start, t.start + t.count) for t in told]
+    return torch.cat(places) if places else torch.empty(0, dtype=torch.long)

@@ -20,7 +20,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from infinichat.corpus.facts import Side
+from infinichat.corpus.conversations import StreamMaker
+from infinichat.corpus.facts import FactMaker, Side
 from infinichat.corpus.filler import Filler
 from infinichat.errors import UsageError
 from infinichat.model.bank_memory import BankMemory
@@ -29,21 +30,21 @@ from infinichat.model.checkpoint import write_checkpoint
 from infinichat.model.configuration_infini import InfiniConfig
 from infinichat.model.loading import LoadedModel
 from infinichat.model.modeling_infini import InfiniForCausalLM
-from infinichat.training.cache import prepare, read_shard, shard_files, write_shard
+from infinichat.training.cache import draw_mixed, prepare, read_shard, shard_files, write_shard
 from infinichat.training.checks import gate_on, recall_on
 from infinichat.training.general import general_answers, general_streams
 from infinichat.training.loop import Check, Plan, run_record, run_stage
 from infinichat.training.plain import lower, offsets_of
 from infinichat.training.pool import Pool
 from infinichat.training.recall import RecallStage
-from infinichat.training.stages import GateStage, KeysStage, Stage
+from infinichat.training.stages import GateStage, KeysStage, MarksStage, Stage
 
-STAGES = ("keys", "gate", "recall")
-STEPS = {"keys": 2000, "gate": 900, "recall": 400}
+STAGES = ("keys", "marks", "gate", "recall")
+STEPS = {"keys": 2500, "marks": 2500, "gate": 600, "recall": 300}
 """Measured to be enough for SmolLM2-135M: 3 to 15 minutes a stage on one core."""
 
 CHECK_SIDES: tuple[Side, ...] = ("seen", "held_out")
-CHECK_EVERY = {"keys": 400, "gate": 900, "recall": 400}
+CHECK_EVERY = {"keys": 500, "marks": 500, "gate": 900, "recall": 400}
 Report = Callable[[str], None]
 
 
@@ -56,7 +57,7 @@ class Options:
     text: Path
     out: Path
     stages: tuple[str, ...] = STAGES
-    shards: int = 30
+    shards: int = 16
     tokens: int = 40_000
     steps: dict[str, int] | None = None
     seed: int = 0
@@ -88,7 +89,8 @@ def start_afresh(memory: BankMemory, model: InfiniForCausalLM, layer: int, *, se
     memory.reset_parameters()
     own = model.model.layers[layer].self_attn.k_proj.weight.float()
     heads, width = model.config.num_key_value_heads, own.shape[1]
-    nn.init.normal_(memory.context, std=0.3 * width**-0.5)
+    for matrix in (memory.context, memory.fade):
+        nn.init.normal_(matrix, std=0.3 * width**-0.5)
     if memory.context.shape[0] * heads == own.shape[0] * memory.heads:
         shared = own.view(heads, -1, width).repeat_interleave(memory.heads // heads, dim=0)
         memory.context[:, :width] = shared.reshape(-1, width)
@@ -104,11 +106,12 @@ def train_memory(loaded: LoadedModel, options: Options, *, report: Report, say: 
     if options.fresh:
         start_afresh(memory, loaded.model, layer, seed=options.seed)
     hashes = cache_streams(loaded, layer, options, report=report)
-    pool = pool_of(loaded, layer, options, ("train", "general"))
+    pool = pool_of(loaded, layer, options, ("train", "mixed", "general"))
     checks = {side: pool_of(loaded, layer, options, (side,)) for side in CHECK_SIDES}
     report(f"{len(pool.told)} facts in {len(pool.ids):,} tokens")
     for name in options.stages:
-        stage = _stage(name, loaded, layer, memory, pool)
+        start = not (options.out / f"{name}.safetensors").exists()
+        stage = _stage(name, loaded, layer, memory, pool, start=start and options.fresh, seed=options.seed)
         check = Check(CHECK_EVERY[name], partial(_checked, name, memory, checks), say or report)
         run_stage(
             stage, memory, options.out, Plan(options.steps_of(name), options.seed), check=check, report=report
@@ -119,7 +122,7 @@ def train_memory(loaded: LoadedModel, options: Options, *, report: Report, say: 
 
 
 def pool_of(
-    loaded: LoadedModel, layer: int, options: Options, sides: tuple[Side | Literal["general"], ...]
+    loaded: LoadedModel, layer: int, options: Options, sides: tuple[Side | Literal["general", "mixed"], ...]
 ) -> Pool:
     """The cached shards of ``sides``."""
     files = [file for side in sides for file in shard_files(options.out / "cache", side)]
@@ -139,7 +142,7 @@ def _checked(stage: str, memory: BankMemory, pools: dict[Side, Pool]) -> dict[st
         for side, pool in pools.items()
         for facts in (16, 64)
         if pool.known
-        for name, share in recall_on(memory, pool, facts=facts, questions=96).items()
+        for name, share in recall_on(memory, pool, facts=facts, questions=96, ideal=stage == "keys").items()
     }
 
 
@@ -165,6 +168,14 @@ def cache_streams(loaded: LoadedModel, layer: int, options: Options, *, report: 
     if not kept.exists():
         rng = random.Random(f"{options.seed}/general streams")
         write_shard(kept, [("general", s) for s in general_streams(general, loaded, rng)], [], below)
+    mixed = folder / "mixed-00000.safetensors"
+    if not mixed.exists():
+        rng = random.Random(f"{options.seed}/mixed")
+        maker = StreamMaker(
+            FactMaker("train"), fillers[False], offsets_of(loaded.tokenizer), rng, general=general
+        )
+        write_shard(mixed, draw_mixed(maker, 2 * options.tokens), maker.facts, below)
+        report("cached young conversations")
     sides: tuple[tuple[Side, int], ...] = (("seen", 1), ("held_out", 1), ("train", options.shards))
     for side, shards in sides:
         done = prepare(
@@ -183,9 +194,25 @@ def cache_streams(loaded: LoadedModel, layer: int, options: Options, *, report: 
     return hashes
 
 
-def _stage(name: str, loaded: LoadedModel, layer: int, memory: BankMemory, pool: Pool) -> Stage:
+@torch.no_grad()
+def mark_as_keys(memory: BankMemory, *, seed: int) -> None:
+    """Marks that compare much as the keys do: the keys' projection, turned and cut to the marks' width."""
+    torch.manual_seed(seed)
+    weights = memory.head_weight.softmax(dim=0).sqrt().repeat_interleave(memory.width // memory.heads)
+    turned = torch.empty(max(len(memory.fade), memory.width), memory.width)
+    nn.init.orthogonal_(turned)
+    memory.fade.copy_(turned[: len(memory.fade)] @ (weights[:, None] * memory.context))
+
+
+def _stage(
+    name: str, loaded: LoadedModel, layer: int, memory: BankMemory, pool: Pool, *, start: bool, seed: int
+) -> Stage:
     if name == "keys":
         return KeysStage(memory, pool)
+    if name == "marks":
+        if start:
+            mark_as_keys(memory, seed=seed)
+        return MarksStage(memory, pool)
     if name == "gate":
         return GateStage(memory, pool)
     if name == "recall":

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from infinichat.attention.bank import headwise_unit, replaced
+from infinichat.attention.bank import headwise_unit, replaced, unit
 from infinichat.corpus.conversations import OTHER
 from infinichat.model.bank_memory import BankMemory
 from infinichat.training.pool import Episode, Pool, value_places
@@ -21,13 +21,17 @@ from infinichat.training.pool import Episode, Pool, value_places
 
 @dataclass(frozen=True, slots=True)
 class Bank:
-    """Unit keys [n, K], by how much each has faded and aged [n] <= 0, ids [n] of the written tokens, oldest
-    first. ``taken`` [n, n] is what the later one of a pair takes from the earlier, in nats."""
+    """Unit keys [n, K], by how much each has faded and aged [n] <= 0, ids [n] and places [n] of the written
+    tokens, oldest first."""
 
     keys: Tensor
     bias: Tensor
     ids: Tensor
-    taken: Tensor
+    places: Tensor
+
+
+FADED = 20.0
+"""Nats that a replaced token has lost in a bank that was written as it should be."""
 
 
 def project(memory: BankMemory, around: Tensor) -> Tensor:
@@ -35,21 +39,44 @@ def project(memory: BankMemory, around: Tensor) -> Tensor:
     return headwise_unit(F.linear(around, memory.context), memory.head_weight)
 
 
-def write(memory: BankMemory, pool: Pool, episode: Episode, stray: Tensor, *, dropout: float = 0.0) -> Bank:
-    """Everything that ``episode`` tells, after the ``stray`` tokens, as the product's bank would hold it."""
-    places = torch.cat((stray, value_places(episode.told)))
-    keys = project(memory, F.dropout(pool.around(places - 1), dropout, training=dropout > 0))
-    rule = memory.rule(keys.dtype)
-    earlier = torch.ones(len(keys), len(keys), dtype=torch.bool).triu(diagonal=1)
-    taken = replaced(keys, keys, earlier, rule)
-    age = torch.arange(len(keys) - 1, -1, -1, dtype=keys.dtype)
-    return Bank(keys, -taken.sum(dim=1) - rule.recency * torch.log1p(age), pool.ids[places], taken)
+def places_of(episode: Episode, stray: Tensor) -> Tensor:
+    """The written tokens: first the ``stray`` ones, then everything that ``episode`` tells."""
+    return torch.cat((stray, value_places(episode.told)))
 
 
-def read(memory: BankMemory, bank: Bank, queries: Tensor) -> Tensor:
-    """Logarithms of the weights [n, slots + 1] for unit queries [n, K]; the last is the null slot's."""
+def write(
+    memory: BankMemory,
+    pool: Pool,
+    episode: Episode,
+    stray: Tensor,
+    *,
+    dropout: float = 0.0,
+    ideal: bool = True,
+) -> Bank:
+    """Everything that ``episode`` tells, after the ``stray`` tokens. ``ideal``: what is replaced has faded
+    and nothing else has; otherwise as the product's bank would hold it."""
+    places = places_of(episode, stray)
+    around = pool.around(places - 1)
+    keys = project(memory, F.dropout(around, dropout, training=dropout > 0))
+    rule, count = memory.rule(keys.dtype), len(places)
+    if ideal:
+        faded = -FADED * same_slot(slots_of(pool, episode, len(stray))).any(dim=1).to(keys.dtype)
+    else:
+        marks = unit(F.linear(around, memory.fade))
+        alike, faded, order = marks @ marks.T, keys.new_zeros(count), torch.arange(count)
+        for at in range(count):
+            faded = faded - replaced(alike[:, at], faded, order < at, rule)
+    age = torch.arange(count - 1, -1, -1, dtype=keys.dtype)
+    return Bank(keys, faded - rule.recency * torch.log1p(age), pool.ids[places], places)
+
+
+def read(memory: BankMemory, bank: Bank, queries: Tensor, *, unseen: Tensor | None = None) -> Tensor:
+    """Logarithms of the weights [n, slots + 1] for unit queries [n, K]; the last is the null slot's. Slots
+    that are ``unseen`` [n, slots] have no weight."""
     rule = memory.rule(queries.dtype)
     scores = rule.beta * (queries @ bank.keys.T) + bank.bias
+    if unseen is not None:
+        scores = scores.masked_fill(unseen, float("-inf"))
     null = (rule.beta * rule.null).expand(len(queries), 1)
     return torch.cat((scores, null), dim=1).log_softmax(dim=1)
 

@@ -14,17 +14,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from infinichat.corpus.conversations import Asked
+from infinichat.corpus.conversations import GENERAL, Asked
 from infinichat.model.bank_memory import BankMemory
 from infinichat.model.modeling_infini import InfiniForCausalLM
 from infinichat.training.plain import decode
-from infinichat.training.pool import Pool
+from infinichat.training.pool import Episode, Pool
 from infinichat.training.reading import Bank, project, read, stray_tokens, write
 
 READ = ("out", "confidence", "found_bias", "read_gate", "adapt_in", "adapt_in_bias", "adapt_out")
 READ_SCALARS = ("alpha", "read_confidence", "read_bias")
-QUIET, GENERAL = 100, 3
+QUIET, OTHERS = 100, 3
 """Tokens of talk, and how many general questions, that are held to the base's distribution in a step."""
+
+YOUNG = 0.45
+"""Share of young conversations among those with questions."""
 
 JUDGED = 48
 """Tokens of that talk whose distributions are compared."""
@@ -52,19 +55,23 @@ class RecallStage:
         by_stream: dict[int, list[Asked]] = {}
         for a in pool.asked:
             by_stream.setdefault(int(pool.stream[a.answer]), []).append(a)
-        self.asking = sorted(by_stream.items())
-        self.quiet = [s for s in pool.streams if s[2] not in ("ask", "general")]
+        kinds = {number: pool.streams[number][2] for number in by_stream}
+        self.asking = sorted((n, asked) for n, asked in by_stream.items() if kinds[n] != "mixed")
+        self.young = sorted((n, asked) for n, asked in by_stream.items() if kinds[n] == "mixed")
+        self.quiet = [n for n, s in enumerate(pool.streams) if s[2] not in ("ask", "mixed", "general")]
         self.general = [s for s in pool.streams if s[2] == "general"]
 
     def loss(self, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
         rows: list[tuple[int, int, Bank]] = []
         asked: list[list[Asked]] = []
         for _ in range(20 * self.streams):
-            number, questions = rng.choice(self.asking)
+            young = bool(self.young) and (not self.asking or rng.random() < YOUNG)
+            number, questions = rng.choice(self.young if young else self.asking)
             start = self.pool.streams[number][0]
             questions = [a for a in questions if a.end - start <= self.longest]
             if questions and len(rows) < self.streams:
-                rows.append((start, questions[-1].end - start, self._bank(rng, questions)))
+                bank = self._own_bank(rng, number, questions) if young else self._bank(rng, questions)
+                rows.append((start, questions[-1].end - start, bank))
                 asked.append(questions)
         hidden, added, energy = self._added(rows)
         final = self._upper(hidden, added)
@@ -79,8 +86,20 @@ class RecallStage:
         numbers = {"answers": answers.item(), "right": right, "kept": kept.item(), "added": silence.item()}
         return answers + 2 * kept + 3 * silence, numbers
 
+    def _own_bank(self, rng: random.Random, number: int, questions: Sequence[Asked]) -> Bank:
+        """What stream ``number`` tells itself, after nothing or after some other facts."""
+        own = sorted(self.pool.told_in.get(number, ()), key=lambda told: told.start)
+        taken = {self.pool.facts[t.fact].key for t in own}
+        taken |= {self.pool.facts[a.fact].key for a in questions if a.fact >= 0}
+        count = rng.choice((0, 0, 0, 0, 2, 8, 32))
+        others = self.pool.episode(count, rng).told if count else []
+        told = [t for t in others if self.pool.facts[t.fact].key not in taken] + own
+        with torch.no_grad():
+            stray = stray_tokens(self.pool, rng.choice((0, 0, 0, 4)), rng)
+            return write(self.memory, self.pool, Episode(told, [], []), stray)
+
     def _bank(self, rng: random.Random, questions: Sequence[Asked]) -> Bank:
-        count, near = rng.choice((4, 8, 16, 32, 64, 128)), rng.choice((0.0, 0.3, 0.6))
+        count, near = rng.choice((1, 2, 4, 8, 16, 32, 64, 128)), rng.choice((0.0, 0.3, 0.6))
         episode = self.pool.episode(count, rng, asked=questions, near=near)
         with torch.no_grad():
             stray = stray_tokens(self.pool, rng.choice((0, 0, 8, 24)), rng)
@@ -95,9 +114,15 @@ class RecallStage:
         for index, (start, length, bank) in enumerate(rows):
             places = torch.arange(start, start + length)
             with torch.no_grad():
-                p = read(self.memory, bank, project(self.memory, self.pool.around(places))).exp()
+                # What this stream tells itself is there from the next token on.
+                own = (bank.places >= start) & (bank.places < start + length)
+                unseen = own[None] & (bank.places[None] >= places[:, None])
+                p = read(
+                    self.memory, bank, project(self.memory, self.pool.around(places)), unseen=unseen
+                ).exp()
                 values = p[:, :-1] @ self.pool.values(bank.ids)
-            got = self.memory.added(self.pool.inputs(places), values, p[:, -1:])
+                something = ~unseen.all(dim=1, keepdim=True)
+            got = self.memory.added(self.pool.inputs(places), values, p[:, -1:]) * something
             h = self.pool.hidden[places]
             hidden[index, :length], added[index, :length] = h.to(hidden.dtype), got
             energy.append(got.square().sum(dim=-1) / h.float().square().sum(dim=-1).clamp(min=1.0))
@@ -120,9 +145,13 @@ class RecallStage:
             for a in questions:
                 places = torch.arange(a.answer - 1, a.end - 1)
                 weight, value = torch.ones(len(places)), a.value - a.answer
-                weight[value : value + a.count] = 2
-                weight[0] = 2
-                weight[min(value + a.count, len(weight) - 1)] = 4
+                if a.version == GENERAL:
+                    weight[:8] = 3
+                    weight[-1] = 0  # these answers were cut
+                else:
+                    weight[value : value + a.count] = 2
+                    weight[0] = 2
+                    weight[min(value + a.count, len(weight) - 1)] = 4
                 chosen.append(final[index, places - rows[index][0]])
                 targets.append(self.pool.ids[places + 1])
                 weights.append(weight)
@@ -137,10 +166,14 @@ class RecallStage:
         rows: list[tuple[int, int, Bank]] = []
         judged: list[list[int]] = []
         if self.quiet:
-            start, length, _ = rng.choice(self.quiet)
-            rows.append((start, min(length, QUIET), rng.choice(banks)))
+            number = rng.choice(self.quiet)
+            start, length, _ = self.pool.streams[number]
+            own = number in self.pool.told_in and rng.random() < 0.7
+            rows.append(
+                (start, min(length, QUIET), self._own_bank(rng, number, ()) if own else rng.choice(banks))
+            )
             judged.append(rng.sample(range(rows[0][1]), min(JUDGED, rows[0][1])))
-        for start, length, _ in rng.sample(self.general, min(GENERAL, len(self.general))):
+        for start, length, _ in rng.sample(self.general, min(OTHERS, len(self.general))):
             rows.append((start, length, rng.choice(banks)))
             ids = self.pool.ids[start : start + length]
             # A stream begins with the token that opens a turn; after the last of those, the answer.

@@ -1,9 +1,10 @@
-"""The first two stages that make a bank memory recall, each a loss on cached streams (the third:
+"""The first three stages that make a bank memory recall, each a loss on cached streams (the last:
 ``recall.py``).
 
     keys     what is asked must find what was told: cross-entropy on the bank's read-out over many facts in
     one
-             memory, with a null slot for what was never told; and a token must fade those that it replaces
+             memory, with a null slot for what was never told
+    marks    what is told again must replace what was told before: cross-entropy over all that was written
     gate     the write gate: value tokens open it, everything else leaves it exactly shut
 
 Every random choice comes from the ``random.Random`` and torch's generator that the loop seeds for each step,
@@ -23,8 +24,10 @@ from infinichat.corpus.conversations import OTHER, VALUE
 from infinichat.errors import UsageError
 from infinichat.model.bank_memory import BankMemory
 from infinichat.training.pool import Episode, Pool
+from infinichat.attention.bank import replaced, unit
 from infinichat.training.reading import (
-    Bank,
+    FADED,
+    places_of,
     project,
     read,
     same_slot,
@@ -33,7 +36,7 @@ from infinichat.training.reading import (
     write,
 )
 
-SCALARS = ("head_weight", "beta", "null", "recency", "erase")
+SCALARS = ("head_weight", "beta", "null", "recency")
 
 
 class Stage(Protocol):
@@ -45,52 +48,8 @@ class Stage(Protocol):
     def loss(self, rng: random.Random) -> tuple[Tensor, dict[str, float]]: ...
 
 
-def keys_loss(
-    memory: BankMemory, pool: Pool, rng: random.Random, *, count: int, dropout: float = 0.0
-) -> tuple[Tensor, dict[str, float], Bank]:
-    """The loss of an episode of ``count`` facts: what was told is found, what was not is not, what was
-    corrected has faded and nothing else."""
-    episode = pool.episode(count, rng, near=rng.choice((0.0, 0.3, 0.6)))
-    stray = stray_tokens(pool, rng.choice((0, 8, 24)), rng)
-    bank = write(memory, pool, episode, stray, dropout=dropout)
-    places = torch.cat([torch.arange(a.value - 1, a.value + a.count - 1) for a in episode.asked])
-    weight = torch.cat([torch.full((a.count,), 2.0 if a.version else 1.0) for a in episode.asked])
-    nothing = torch.tensor(_nothing(episode, rng), dtype=torch.long)
-    around = pool.around(torch.cat((places, nothing)))
-    queries = project(memory, F.dropout(around, dropout, training=dropout > 0))
-    logs = read(memory, bank, queries)
-    right = bank.ids[None] == pool.ids[places + 1][:, None]
-    found = torch.logsumexp(logs[: len(places), :-1].masked_fill(~right, -30.0), dim=1)
-    told = -(found * weight).sum() / weight.sum()
-    unknown = -logs[len(places) :, -1].mean()
-    same = same_slot(slots_of(pool, episode, len(stray)))
-    shares = bank.taken / memory.rule(bank.taken.dtype).force
-    missed, wronged = replace_loss(shares, same)
-    numbers = {"told": told, "unknown": unknown, "missed": missed, "wronged": wronged}
-    loss = told + 0.7 * unknown + 0.3 * missed + 2 * wronged
-    return loss, {name: value.item() for name, value in numbers.items()}, bank
-
-
-def replace_loss(taken: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
-    """For ``taken`` [n, n], the shares that every token (second) takes from those before it (first), and
-    which of those it must replace: cross-entropy of the tokens that replace something, and of those that do
-    not."""
-    kept = (1 - taken.sum(dim=0)).clamp(min=1e-6)
-    right = torch.where(same.any(dim=0), (taken * same).sum(dim=0).clamp(min=1e-6), kept)
-    loss, some = -right.log(), same.any(dim=0)
-    return loss[some].sum() / some.sum().clamp(min=1), loss[~some].mean()
-
-
-def _nothing(episode: Episode, rng: random.Random) -> list[int]:
-    """Places where nothing must be found: what was not told, after a value, and before it comes."""
-    places = [a.value - 1 for a in episode.strangers]
-    for a in episode.asked:
-        places += [a.value + a.count - 1, rng.randrange(a.answer, a.value) - 1]
-    return places
-
-
 class KeysStage:
-    """Trains ``context`` and the bank's scalars."""
+    """Trains ``context`` and the bank's scalars for reading, on banks that were written as they should be."""
 
     name = "keys"
 
@@ -101,9 +60,63 @@ class KeysStage:
         self.rates = {"context": rate} | dict.fromkeys(SCALARS, 1e-2)
 
     def loss(self, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
-        count = rng.choice((16, 32, 64, 128))
-        loss, numbers, _ = keys_loss(self.memory, self.pool, rng, count=count, dropout=self.dropout)
-        return loss, numbers
+        pool, memory, dropout = self.pool, self.memory, self.dropout
+        episode = pool.episode(rng.choice((16, 32, 64, 128)), rng, near=rng.choice((0.0, 0.3, 0.6)))
+        bank = write(memory, pool, episode, stray_tokens(pool, rng.choice((0, 8, 24)), rng), dropout=dropout)
+        places = torch.cat([torch.arange(a.value - 1, a.value + a.count - 1) for a in episode.asked])
+        weight = torch.cat([torch.full((a.count,), 2.0 if a.version else 1.0) for a in episode.asked])
+        strange = torch.tensor([a.value - 1 for a in episode.strangers], dtype=torch.long)
+        nothing = torch.tensor(self._nothing(episode, rng), dtype=torch.long)
+        around = pool.around(torch.cat((places, strange, nothing)))
+        logs = read(memory, bank, project(memory, F.dropout(around, dropout, training=dropout > 0)))
+        right = bank.ids[None] == pool.ids[places + 1][:, None]
+        found = torch.logsumexp(logs[: len(places), :-1].masked_fill(~right, -30.0), dim=1)
+        told = -(found * weight).sum() / weight.sum()
+        empty = -logs[len(places) :, -1]
+        unknown = empty[: len(strange)].sum() / max(1, len(strange))
+        quiet = empty[len(strange) :].mean()
+        numbers = {"told": told.item(), "unknown": unknown.item(), "quiet": quiet.item()}
+        return told + 0.8 * unknown + 0.5 * quiet, numbers
+
+    @staticmethod
+    def _nothing(episode: Episode, rng: random.Random) -> list[int]:
+        """Places where nothing must be found: after a value, and before it comes."""
+        places: list[int] = []
+        for a in episode.asked:
+            places += [a.value + a.count - 1, rng.randrange(a.answer, a.value) - 1]
+        return places
+
+
+class MarksStage:
+    """Trains ``fade`` and ``erase``: which of the tokens before it a token replaces, or that it replaces
+    none."""
+
+    name = "marks"
+
+    def __init__(self, memory: BankMemory, pool: Pool, *, rate: float = 1e-3, dropout: float = 0.15) -> None:
+        if not any(len(tellings) > 1 for tellings in pool.told.values()):
+            raise UsageError("The cache has no corrected fact; prepare more of it first.")
+        self.memory, self.pool, self.dropout = memory, pool, dropout
+        self.rates = {"fade": rate, "erase": 1e-2}
+
+    def loss(self, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
+        pool, memory = self.pool, self.memory
+        episode = pool.episode(rng.choice((16, 32, 64)), rng, near=rng.choice((0.0, 0.3, 0.6)), corrected=0.6)
+        stray = stray_tokens(pool, rng.choice((0, 8, 24)), rng)
+        around = F.dropout(pool.around(places_of(episode, stray) - 1), self.dropout)
+        marks, rule = unit(F.linear(around, memory.fade)), memory.rule(around.dtype)
+        same = same_slot(slots_of(pool, episode, len(stray)))
+        # Of several versions it is the last that still counts: the others have faded when the next one comes.
+        old = same & ~(same.float() @ same.float() > 0)
+        earlier = torch.ones_like(same).triu(diagonal=1)
+        faded = -FADED * (same & ~old).T.to(marks.dtype)
+        taken = replaced(marks @ marks.T, faded, earlier.T, rule) / rule.force
+        some = old.any(dim=0)
+        kept = (1 - taken.sum(dim=1)).clamp(min=1e-6)
+        right = torch.where(some, (taken * old.T).sum(dim=1).clamp(min=1e-6), kept)
+        missed = -right[some].log().mean() if bool(some.any()) else right.sum() * 0
+        wronged = -right[~some].log().mean()
+        return missed + 3 * wronged, {"missed": missed.item(), "wronged": wronged.item()}
 
 
 class GateStage:

@@ -18,7 +18,7 @@ def rule(**changes: float) -> BankRule:
 
 def empty() -> BankState:
     pairs, counts = torch.zeros(1, SLOTS, WIDTH, dtype=F64), torch.zeros(1, SLOTS, dtype=torch.int64)
-    return BankState(pairs, pairs, counts, torch.zeros(1, SLOTS, dtype=F64), counts)
+    return BankState(pairs, pairs, pairs, counts, torch.zeros(1, SLOTS, dtype=F64), counts)
 
 
 def told(bank: BankState, facts: list[tuple[int, int]], written: int, **changes: float) -> BankState:
@@ -27,7 +27,7 @@ def told(bank: BankState, facts: list[tuple[int, int]], written: int, **changes:
     keys, values = (axes[[fact[at] for fact in facts]][None] for at in (0, 1))
     ids = torch.tensor([[value for _, value in facts]])
     chosen, before = torch.ones_like(ids, dtype=torch.bool), torch.tensor([written])
-    return bank_write(bank, (keys, values, ids), chosen=chosen, written=before, rule=rule(**changes))
+    return bank_write(bank, (keys, keys, values, ids), chosen=chosen, written=before, rule=rule(**changes))
 
 
 def asked(bank: BankState, key: int, written: int) -> tuple[Tensor, float]:
@@ -58,6 +58,13 @@ def test_a_correction_replaces_what_it_corrects_and_nothing_else() -> None:
     assert float(asked(bank, 1, 3)[0][4]) > 0.99
 
 
+def test_of_three_versions_the_newest_is_answered() -> None:
+    bank = told(empty(), [(0, 3), (0, 4), (0, 5)], 0)
+    values = asked(bank, 0, 3)[0]
+    assert int(values.argmax()) == 5
+    assert float(values[4]) < 0.02
+
+
 def test_a_full_bank_lets_the_faded_pair_go_and_then_the_oldest() -> None:
     bank = told(empty(), [(0, 3), (1, 4), (2, 5), (1, 2)], 0)
     bank = told(bank, [(3, 1)], 4)
@@ -79,7 +86,7 @@ def test_how_writes_are_cut_into_calls_changes_nothing_while_there_is_room() -> 
 def test_tokens_that_are_not_chosen_leave_no_trace() -> None:
     bank = told(empty(), [(0, 3)], 0)
     keys = torch.eye(WIDTH, dtype=F64)[None, :2]
-    new, ids = (keys, keys * 7), torch.tensor([[1, 2]])
+    new, ids = (keys, keys, keys * 7), torch.tensor([[1, 2]])
     nothing = torch.zeros(1, 2, dtype=torch.bool)
     after = bank_write(bank, (*new, ids), chosen=nothing, written=torch.tensor([1]), rule=rule())
     assert all(torch.equal(one, other) for one, other in zip(bank.tensors(), after.tensors(), strict=True))

@@ -55,7 +55,6 @@ def expected(model: InfiniForCausalLM, ids: Tensor) -> Expected:
                 x,
                 token_values(embedding, config.memory_heads),
                 BankParameters(**dict(layer.memory.named_parameters())),
-                window=window,
                 order=config.memory_order,
                 slots=config.memory_slots,
             )

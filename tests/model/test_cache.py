@@ -348,7 +348,7 @@ def test_a_state_of_another_model_is_refused(changes: dict[str, object]) -> None
         (drop("layers.0.bank_values"), "bank_values"),
         (drop("layers.0.tail_key"), "tail_key"),
         (change("layers.1.bank_ids", lambda i: i + 40), "bank_ids goes from .* expects 0 to 39"),
-        (change("layers.1.bank_order", lambda o: o - 1), "bank_order goes from -1"),
+        (change("layers.1.bank_order", lambda o: o - 99), "bank_order goes from -"),
         (change("layers.1.bank_keys", lambda k: k[:, 1:]), "bank_keys"),
     ],
 )

@@ -24,6 +24,7 @@ from tests.model.tiny_infini import (
     WINDOWS,
     Kind,
     close_memory,
+    shut_write_gate,
     some_ids,
     streamed,
     tiny_config,
@@ -284,9 +285,24 @@ def test_an_empty_memory_is_the_base_model_bit_for_bit(kind: Kind, dtype: torch.
     model, plain = twins(kind, dtype, memory_layers=[])
     ids = some_ids(12, rows=2)
     with torch.no_grad():
+        assert not torch.equal(model(some_ids(30)).logits, plain(some_ids(30)).logits)
+        shut_write_gate(model)
         assert torch.equal(model(ids).logits, plain(ids).logits)
         assert torch.equal(streamed(model, ids), streamed(plain, ids))
-        assert not torch.equal(model(some_ids(30)).logits, plain(some_ids(30)).logits)
+
+
+def test_a_bank_holds_a_token_at_once_and_shows_it_to_the_next_not_to_itself() -> None:
+    model, plain = twins("bank", torch.float32, memory_layers=[])
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.memory.gate_taps.zero_()
+            layer.memory.gate_bias.fill_(9)
+        cache = model.model.new_cache()
+        ours = model(some_ids(5), past_key_values=cache).logits
+        assert [int(memory.written) for memory in cache.memories.values()] == [5, 5]
+        theirs = plain(some_ids(5)).logits
+        assert torch.equal(ours[:, 0], theirs[:, 0])
+        assert not torch.isclose(ours[:, 1], theirs[:, 1]).all()
 
 
 @kinds

@@ -36,6 +36,7 @@ def tiny_config(**changes: Any) -> InfiniConfig:
         "memory_trained": True,
         "memory_key_dim": 6,
         "memory_slots": 7,
+        "memory_fade_dim": 5,
         "bos_token_id": None,
         "eos_token_id": None,
         "pad_token_id": 0,
@@ -67,6 +68,16 @@ def open_memory(memory: PaperMemory | ResidualMemory | None) -> None:
         memory.recency.fill_(0.3)
         memory.matrix_gain.fill_(0.5)
         memory.erase.copy_(torch.tensor([1.5, 0.5, 0.3]))
+
+
+@torch.no_grad()
+def shut_write_gate(model: InfiniForCausalLM) -> None:
+    """Let nothing in: a bank, which is written at once, then stays empty like memories before anything has
+    left the window."""
+    for layer in model.model.layers:
+        if isinstance(layer.memory, BankMemory):
+            layer.memory.gate_taps.zero_()
+            layer.memory.gate_bias.fill_(-9)
 
 
 @torch.no_grad()

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from infinichat.attention.bank import BankState, bank_read, bank_write
+from infinichat.attention.bank import BankState, bank_read, bank_write, unit
 from infinichat.corpus.conversations import OTHER, VALUE, StreamMaker
 from infinichat.corpus.facts import FactMaker
 from infinichat.corpus.filler import Filler
@@ -19,7 +20,15 @@ from infinichat.errors import UsageError
 from infinichat.model.bank_memory import BankMemory
 from infinichat.model.configuration_infini import InfiniConfig
 from infinichat.model.modeling_infini import InfiniForCausalLM
-from infinichat.training.cache import Shard, draw_streams, prepare, read_shard, shard_files
+from infinichat.training.cache import (
+    Shard,
+    draw_mixed,
+    draw_streams,
+    prepare,
+    read_shard,
+    shard_files,
+    write_shard,
+)
 from infinichat.training.checks import gate_on, recall_on
 from infinichat.training.loop import Check, Plan, run_stage
 from infinichat.training.plain import decode, lower, offsets_of
@@ -27,7 +36,7 @@ from infinichat.training.plots import draw, series
 from infinichat.training.pool import Episode, Pool
 from infinichat.training.reading import read, same_slot, slots_of, write
 from infinichat.training.recall import RecallStage
-from infinichat.training.stages import GateStage, KeysStage
+from infinichat.training.stages import GateStage, KeysStage, MarksStage
 
 LAYER = 1
 
@@ -129,6 +138,7 @@ def test_each_stage_lowers_its_loss(model: InfiniForCausalLM, cached: Shard, tmp
     memory.alpha.data.fill_(1.0)
     stages = (
         KeysStage(memory, pool),
+        MarksStage(memory, pool),
         GateStage(memory, pool),
         RecallStage(memory, pool, model, layer=LAYER, streams=2, longest=700),
     )
@@ -217,16 +227,19 @@ def test_the_made_up_bank_is_the_products(model: InfiniForCausalLM, cached: Shar
     memory, pool = memory_of(model), Pool([cached], model, LAYER)
     episode = pool.episode(6, random.Random(2))
     with torch.no_grad():
-        bank = write(memory, pool, episode, torch.empty(0, dtype=torch.long))
+        bank = write(memory, pool, episode, torch.empty(0, dtype=torch.long), ideal=False)
         count, width = bank.keys.shape
+        marked = len(memory.fade)
+        marks = unit(F.linear(pool.around(bank.places - 1), memory.fade))
         start = BankState(
             torch.zeros(1, count, width),
+            torch.zeros(1, count, marked),
             torch.zeros(1, count, 32),
             torch.zeros(1, count, dtype=torch.long),
             torch.zeros(1, count),
             torch.zeros(1, count, dtype=torch.long),
         )
-        new = (bank.keys[None], pool.values(bank.ids)[None], bank.ids[None])
+        new = (bank.keys[None], marks[None], pool.values(bank.ids)[None], bank.ids[None])
         chosen, rule = torch.ones(1, count, dtype=torch.bool), memory.rule(torch.float32)
         real = bank_write(start, new, chosen=chosen, written=torch.tensor([0]), rule=rule)
         queries = bank.keys[:5]
@@ -234,6 +247,37 @@ def test_the_made_up_bank_is_the_products(model: InfiniForCausalLM, cached: Shar
         ours = read(memory, bank, queries).exp()
     torch.testing.assert_close(ours[:, :-1] @ pool.values(bank.ids), expected.values[0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(ours[:, -1], expected.null[0], atol=1e-4, rtol=1e-4)
+
+
+def test_what_a_stream_tells_is_read_from_the_next_token_on(
+    model: InfiniForCausalLM, text: Path, tmp_path: Path
+) -> None:
+    """Before its own tokens are written a young conversation adds nothing, after them it does."""
+    maker = StreamMaker(
+        FactMaker("train"),
+        Filler(text),
+        offsets_of(ByteTokenizer()),
+        random.Random(5),
+        general=[("What is gravity?", "A force.")],
+    )
+    file = tmp_path / "mixed-00000.safetensors"
+    write_shard(file, draw_mixed(maker, 6000), maker.facts, lower(model, LAYER))
+    pool = Pool([read_shard(file)], model, LAYER)
+    memory = memory_of(model)
+    memory.alpha.data.fill_(1.0)
+    memory.found_bias.data.fill_(0.3)
+    stage = RecallStage(memory, pool, model, layer=LAYER, streams=2, longest=4000)
+    number = next(n for n in range(len(pool.streams)) if n in pool.told_in)
+    start, length, _ = pool.streams[number]
+    own = sorted(pool.told_in[number], key=lambda told: told.start)
+    bank = write(memory, pool, Episode(own, [], []), torch.empty(0, dtype=torch.long))
+    _, added, _ = stage._added([(start, length, bank)])
+    first = own[0].start - start
+    assert not added[0, : first + 1].any()
+    assert bool(added[0, first + 1].any())
+    loss, numbers = stage.loss(random.Random(0))
+    assert bool(loss.isfinite())
+    assert numbers["answers"] > 0
 
 
 def test_a_token_replaces_those_with_the_same_question_and_beginning(
