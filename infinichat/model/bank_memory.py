@@ -102,25 +102,34 @@ class BankMemory(ResidualMemory):
         assert state.tail is not None
         assert state.tail_tokens is not None
         assert state.tail_key is not None
+        assert state.tail_around is not None
         x, tokens = wide(x), self.unit_rms(embeddings)
         if real is None:
             states = taps(x, state.tail, 0, STATE_TAPS)
-            words = taps(tokens, state.tail_tokens, 0, TOKEN_TAPS + 1)
-            projected = self._project(states, words)
-            keys = taps(projected, state.tail_key, 1, 1)
+            around = torch.cat((states, taps(tokens, state.tail_tokens, 0, TOKEN_TAPS + 1)), dim=-1)
+            projected = self._project(around, self.context)
+            keys, before = taps(projected, state.tail_key, 1, 1), taps(around, state.tail_around, 1, 1)
             state.tail, state.tail_tokens = ending(state.tail, x), ending(state.tail_tokens, tokens)
             state.tail_key = ending(state.tail_key, projected)
+            state.tail_around = ending(state.tail_around, around)
             strength = self.write_strength(states)
         else:
             states, state.tail = ragged_taps(x, state.tail, real, 0, STATE_TAPS)
             words, state.tail_tokens = ragged_taps(tokens, state.tail_tokens, real, 0, TOKEN_TAPS + 1)
-            projected = self._project(states, words)
+            around = torch.cat((states, words), dim=-1)
+            projected = self._project(around, self.context)
             keys, state.tail_key = ragged_taps(projected, state.tail_key, real, 1, 1)
+            before, state.tail_around = ragged_taps(around, state.tail_around, real, 1, 1)
             strength = self.write_strength(states) * real
+        writes = (strength > 0).any(dim=0).nonzero()[:, 0].tolist()
+        # Marks only for what is written: this product is as large as that of the keys.
+        marks = projected.new_zeros((*projected.shape[:2], self.fade.shape[0]))
+        if writes:
+            marks[:, writes] = self._project(before[:, writes], self.fade)
+        keys = torch.cat((keys, marks), dim=-1)
         state.strength.append(strength)
         state.memory_k.append(keys)
         # Nothing changes between two writes, so that is where the tokens are cut.
-        writes = (strength > 0).any(dim=0).nonzero()[:, 0].tolist()
         parts, start = [], 0
         for place in writes:
             stop = place + 1
@@ -140,17 +149,17 @@ class BankMemory(ResidualMemory):
             return torch.zeros_like(x)
         return self.read(projected, x, state) * something[:, None, None]
 
-    def _project(self, states: Tensor, words: Tensor) -> Tensor:
-        """W f and W' f beside each other [B, T, K + F], in float32 or wider, from both parts of f."""
+    @staticmethod
+    def _project(around: Tensor, by: Tensor) -> Tensor:
+        """W f [B, T, out] in float32 or wider for f [B, T, 10 C] and W = ``by`` [out, 10 C]."""
         # In the weight's own type: converting this matrix at every token would cost more than the product.
-        around = torch.cat((states, words), dim=-1).to(self.context.dtype)
-        return wide(torch.cat((F.linear(around, self.context), F.linear(around, self.fade)), dim=-1))
+        return wide(F.linear(around.to(by.dtype), by))
 
     def read(self, projected: Tensor, x: Tensor, state: LayerState) -> Tensor:
-        """What to add to the residual [B, T, C], in x's type, for projections [B, T, K + F]."""
+        """What to add to the residual [B, T, C], in x's type, for projections [B, T, K]."""
         assert state.memory is not None
         assert state.bank is not None
-        dtype, projected = x.dtype, projected[..., : self.width]
+        dtype = x.dtype
         queries = headwise_unit(projected, self.head_weight.to(dtype))
         got = bank_read(queries, state.bank, state.memory.written, self.rule(dtype))
         values, null = got.values, got.null[..., None]
@@ -178,8 +187,9 @@ class BankMemory(ResidualMemory):
     def write(
         self, state: LayerState, keys: Tensor, values: Tensor, ids: Tensor, *, strength: Tensor
     ) -> None:
-        """Write tokens in order into bank and matrix of ``state``: the projections they are stored under
-        [B, n, K + F], their values [B, n, C], ``ids`` [B, n], and their strength [B, n]: 0 is not written."""
+        """Write tokens in order into bank and matrix of ``state``: the projections that they are stored and
+        marked by [B, n, K + F], their values [B, n, C], ``ids`` [B, n], and their strength [B, n]: 0 is not
+        written."""
         assert state.memory is not None
         assert state.bank is not None
         keys, marks = keys[..., : self.width], unit(keys[..., self.width :])

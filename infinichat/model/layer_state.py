@@ -11,7 +11,8 @@ and the checks of loaded ones all follow it. What the tensors mean:
     strength     their write strengths [B, n] (recall, bank)
     tail         the layer's last inputs [B, taps, C], for the convolutions (recall, bank)
     tail_tokens  the last tokens' embeddings [B, taps, C] (bank)
-    tail_key     the last token's projection [B, 1, H * Dk + F], key and mark of the token to come (bank)
+    tail_key     the last token's projection [B, 1, H * Dk], the key of the token to come (bank)
+    tail_around  what that was projected from [B, 1, 10 C], for the mark of the token to come (bank)
     bank_*       the exact pairs, ``infinichat.attention.bank.BankState`` (bank)
     M, z, written  the memory itself (``infinichat.attention.memory.MemoryState``)
 """
@@ -36,7 +37,7 @@ TOKEN_TAPS = 5
 """Tokens before the present one whose embeddings the bank memory looks at."""
 
 BANK_TENSORS = ("keys", "marks", "values", "ids", "faded", "order")
-PLAIN_TENSORS = ("sink_k", "sink_v", "tail", "tail_tokens", "tail_key")
+PLAIN_TENSORS = ("sink_k", "sink_v", "tail", "tail_tokens", "tail_key", "tail_around")
 """The fields of a layer's state that are single tensors or None."""
 
 Precision = Literal["weights", "wide", "count"]
@@ -93,7 +94,8 @@ def _bank_tensors(config: InfiniConfig, batch: int) -> dict[str, TensorSpec]:
     width, hidden, size = config.memory_heads * config.memory_key_dim, config.hidden_size, config.memory_slots
     return {
         "tail_tokens": TensorSpec((batch, TOKEN_TAPS, hidden), "wide"),
-        "tail_key": TensorSpec((batch, 1, width + config.memory_fade_dim), "wide"),
+        "tail_key": TensorSpec((batch, 1, width), "wide"),
+        "tail_around": TensorSpec((batch, 1, (RECALL_TAPS + TOKEN_TAPS + 1) * hidden), "wide"),
         "bank_keys": TensorSpec((batch, size, width), "wide"),
         "bank_marks": TensorSpec((batch, size, config.memory_fade_dim), "wide"),
         "bank_values": TensorSpec((batch, size, hidden), "wide"),
@@ -118,6 +120,7 @@ class LayerState:
     tail: Tensor | None = None
     tail_tokens: Tensor | None = None
     tail_key: Tensor | None = None
+    tail_around: Tensor | None = None
     bank: BankState | None = None
 
     @classmethod
@@ -156,7 +159,8 @@ class LayerState:
         if "strength" in named:
             state.strength, state.tail = window("strength", 1), named["tail"]
         if "bank_keys" in named:
-            state.tail_tokens, state.tail_key = named["tail_tokens"], named["tail_key"]
+            for name in ("tail_tokens", "tail_key", "tail_around"):
+                setattr(state, name, named[name])
             state.bank = BankState(*(named[f"bank_{name}"] for name in BANK_TENSORS))
         return state
 
