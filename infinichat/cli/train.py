@@ -34,7 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FOLDER", help="cache, logs and checkpoint"
     )
-    parser.add_argument("--stage", choices=("keys", "marks", "gate", "recall", "all"), default="all")
+    parser.add_argument(
+        "--stage",
+        default="all",
+        metavar="NAME,...",
+        help="keys, marks, gate, recall (default: all); what is done already is only read",
+    )
     parser.add_argument(
         "--shards", type=whole(1), default=16, metavar="N", help="cached streams, 40,000 tokens each"
     )
@@ -67,7 +72,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
 
     console = context.console
     loaded = load_model(args.model, dtype=torch.bfloat16)
-    stages = STAGES if args.stage == "all" else (args.stage,)
+    stages = STAGES if args.stage == "all" else tuple(args.stage.split(","))
     steps = None if args.steps is None else dict.fromkeys(STAGES, args.steps)
     options = Options(
         args.text, args.out, stages, args.shards, args.tokens, steps, args.seed, args.general, not args.keep

@@ -24,7 +24,6 @@ from infinichat.model.layer_state import TOKEN_TAPS
 from infinichat.model.modeling_infini import InfiniForCausalLM
 from infinichat.training.cache import Shard
 
-
 STRANGERS = 48
 """Questions of an episode about what was not told."""
 
@@ -57,7 +56,8 @@ class Pool:
         for shard in shards:
             self._add(shard, tokens)
             tokens += len(shard.ids)
-        self.known = [a for a in self.asked if a.version >= 0 and a.fact in self.told]
+        versions = {(t.fact, t.version) for tellings in self.told.values() for t in tellings}
+        self.known = [a for a in self.asked if a.version >= 0 and (a.fact, a.version) in versions]
         self.corrected = [a for a in self.known if a.version > 0]
         self.same: dict[tuple[str, ...], list[int]] = {}
         for number in self.told:
@@ -135,7 +135,8 @@ class Pool:
         questions: list[Asked] = []
         for a in chosen:
             key = self.facts[a.fact].key
-            if a.version >= 0 and a.fact in self.told and key not in facts and key not in banned:
+            there = any(t.version == a.version for t in self.told.get(a.fact, ()))
+            if a.version >= 0 and there and key not in facts and key not in banned:
                 facts[key] = a.fact
                 questions.append(a)
         numbers = list(self.told)

@@ -53,7 +53,10 @@ class RecallStage:
         self.streams, self.longest = streams, longest
         self.rates = dict.fromkeys(READ, rate) | dict.fromkeys(READ_SCALARS, 3e-2)
         by_stream: dict[int, list[Asked]] = {}
+        answerable = {a.answer for a in pool.known}
         for a in pool.asked:
+            if a.version >= 0 and a.answer not in answerable:
+                continue  # its last telling was left out of the cache
             by_stream.setdefault(int(pool.stream[a.answer]), []).append(a)
         kinds = {number: pool.streams[number][2] for number in by_stream}
         self.asking = sorted((n, asked) for n, asked in by_stream.items() if kinds[n] != "mixed")
