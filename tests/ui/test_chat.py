@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -535,3 +536,15 @@ async def test_a_system_prompt_of_a_session_with_words_is_a_new_session(
         await idle(pilot)
         assert app.chat.session_id != first
         assert store.session(app.chat.session_id).system == "Be long."
+
+
+async def test_a_slow_screen_is_painted_less_often_while_someone_types(make: Make, running: Running) -> None:
+    app = make()
+    async with running(app) as pilot:
+        assert app.chat.pace(0.001) == 0.05
+        assert app.chat.pace(0.2) == 0.2
+        await press(pilot, "a")
+        app.chat.prompt._typed_at = time.monotonic()
+        assert app.chat.pace(0.001) == 0.8
+        assert app.chat.pace(0.05) == pytest.approx(1.5)
+        assert app.chat.pace(60.0) == 3.0

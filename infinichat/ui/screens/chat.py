@@ -17,7 +17,7 @@ from textual.containers import Vertical
 from textual.content import Content
 from textual.getters import query_one
 from textual.screen import Screen
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 
 from infinichat.errors import InfiniChatError, ModelNotFoundError
 from infinichat.messages import MemoryReport, Message, SamplingOptions
@@ -33,6 +33,7 @@ from infinichat.ui.turns import Turns, sentence
 from infinichat.ui.widgets.activity import ActivityLine
 from infinichat.ui.widgets.completion_list import CompletionList
 from infinichat.ui.widgets.entry import Note
+from infinichat.ui.widgets.key_line import KeyLine
 from infinichat.ui.widgets.prompt import Prompt
 from infinichat.ui.widgets.status import StatusLine
 from infinichat.ui.widgets.transcript import Transcript
@@ -44,6 +45,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RSS_EVERY_S = 2.0
+
+# While someone types, painting an answer takes at most one part in so many of the time.
+_TYPING_SHARE = 30
+_SLOWEST_PACE_S = 3.0
 
 
 class ChatScreen(Screen[None]):
@@ -102,7 +107,7 @@ class ChatScreen(Screen[None]):
                 self.services.history, enter_sends=self.services.settings.ui.enter_sends, id="prompt"
             )
         yield StatusLine(id="status")
-        yield Footer()
+        yield KeyLine()
 
     async def on_mount(self) -> None:
         self.prompt.popup = self.completions
@@ -115,6 +120,10 @@ class ChatScreen(Screen[None]):
         self._recover()
         self.refresh_session()
         await self.transcript.show_session(self.record.tip)
+        # Loading a model takes the interpreter for seconds: not before the words are painted.
+        self.call_after_refresh(self._load)
+
+    def _load(self) -> None:
         self.turns.open(self._wanted_model)
         self._measure_rss()
         self.set_interval(RSS_EVERY_S, self._measure_rss)
@@ -166,10 +175,13 @@ class ChatScreen(Screen[None]):
             log.warning("the interrupted answer was not recovered: %s", error)
         self.record = self.store.session(self.session_id)
 
-    def pace(self) -> float:
-        """Seconds between two paints of an answer that streams. Each one lays the screen out again, 15 to 40
-        ms in which a key would wait; at 0.8 s fewer than one key in twenty does while someone types."""
-        return 0.8 if self.prompt.idle_s < 0.3 else 0.05
+    def pace(self, cost_s: float) -> float:
+        """Seconds until an answer that streams is painted again, when painting it took ``cost_s`` of this
+        thread. A paint lays the screen out again, and a key waits for its end: while someone types, fewer
+        than one key in twenty may."""
+        if self.prompt.idle_s < 0.5:
+            return min(_SLOWEST_PACE_S, max(0.8, cost_s * _TYPING_SHARE))
+        return min(_SLOWEST_PACE_S, max(0.05, cost_s))
 
     def _measure_rss(self) -> None:
         self.status.set(rss=self.services.rss())

@@ -10,7 +10,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.screen import Screen
-from textual.widgets import Footer, OptionList, Static
+from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from infinichat.errors import CancelledError, InfiniChatError
@@ -19,6 +19,7 @@ from infinichat.text.harmless import one_line, visible
 from infinichat.ui.catalog import CatalogEntry, distance_table
 from infinichat.ui.palette import MUTED
 from infinichat.ui.services import Services
+from infinichat.ui.widgets.key_line import KeyLine
 
 
 class ModelsScreen(Screen[str | None]):
@@ -43,7 +44,7 @@ class ModelsScreen(Screen[str | None]):
         yield OptionList(id="list", markup=False)
         yield Static(markup=False, id="details")
         yield Static(markup=False, id="pulling")
-        yield Footer(show_command_palette=False)
+        yield KeyLine(palette=False)
 
     def on_mount(self) -> None:
         self.query_one("#pulling").display = False

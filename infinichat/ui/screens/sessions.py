@@ -9,7 +9,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.screen import Screen
-from textual.widgets import Footer, Input, OptionList, Static
+from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from infinichat.errors import InfiniChatError
@@ -19,6 +19,7 @@ from infinichat.text.harmless import one_line, visible
 from infinichat.ui.palette import MUTED
 from infinichat.ui.screens.dialogs import TextDialog
 from infinichat.ui.services import Services
+from infinichat.ui.widgets.key_line import KeyLine
 
 MOST_SESSIONS = 200
 MOST_HITS = 50
@@ -53,7 +54,7 @@ class SessionsScreen(Screen[Choice | None]):
         yield Input(self._query, placeholder="Search titles and every word ever said", id="search")
         yield OptionList(id="list", markup=False)
         yield Static(markup=False, id="empty")
-        yield Footer(show_command_palette=False)
+        yield KeyLine(palette=False)
 
     def on_mount(self) -> None:
         self.query_one(Input).focus()

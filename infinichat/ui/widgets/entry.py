@@ -6,6 +6,7 @@ text is plain: nothing in it is markup."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -190,9 +191,10 @@ class AnswerEntry(Entry):
         message: Message | None,
         *,
         position: tuple[int, int] = (1, 1),
-        pace: Callable[[], float] = lambda: 0.05,
+        pace: Callable[[float], float] = lambda cost_s: 0.05,
     ) -> None:
-        """``pace`` gives the seconds until what has streamed is painted next."""
+        """``pace`` gives the seconds until what has streamed is painted next; it gets what the last paints
+        took of this thread, in seconds."""
         super().__init__(message, position=position)
         # 40 ms with its parser: not before the first paint.
         from textual.widgets import Markdown
@@ -205,6 +207,8 @@ class AnswerEntry(Entry):
         self._pace = pace
         self._unpainted = ""
         self._timer: Timer | None = None
+        self._painted_at = 0.0  # of this thread's processor time
+        self._cost_s = 0.0
 
     @property
     def text(self) -> str:
@@ -223,10 +227,13 @@ class AnswerEntry(Entry):
             self._stream = self.markdown.get_stream(self.markdown)
             await self._paint()
         elif self._timer is None:
-            self._timer = self.set_timer(self._pace(), self._paint)
+            # The first words after a paint come when it is over: what this thread did since then is its cost.
+            self._cost_s = max(time.thread_time() - self._painted_at, 0.8 * self._cost_s)
+            self._timer = self.set_timer(self._pace(self._cost_s), self._paint)
 
     async def _paint(self) -> None:
         self._timer = None
+        self._painted_at = time.thread_time()
         # A carriage return at the end may be half of a line end; it waits for the other half.
         ready = self._unpainted.removesuffix("\r")
         self._unpainted = self._unpainted[len(ready) :]
