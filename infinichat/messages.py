@@ -110,11 +110,12 @@ class SamplingOptions:
     """How the next id is chosen. ``temperature`` 0 is greedy; then the other filters do nothing.
 
     Filters apply in this order: repetition penalty, temperature, top-k, top-p, min-p. ``seed`` None draws a
-    fresh one; the same seed on the same machine gives the same text.
+    fresh one; the same seed on the same machine gives the same text. The defaults are for small models, which
+    wander at a temperature of 0.7 and repeat themselves for ever without a penalty.
     """
 
-    temperature: float = 0.7
-    top_p: float = 0.95
+    temperature: float = 0.3
+    top_p: float = 0.9
     top_k: int = 50
     min_p: float = 0.0
     repetition_penalty: float = 1.1

@@ -14,7 +14,9 @@ import math
 import os
 import struct
 import time
-from dataclasses import dataclass, field, replace
+from array import array
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,10 +121,11 @@ class _Soak:
 
     def _look(self, state: Any, progress: Progress) -> dict[str, Any]:
         finite = all(bool(torch.isfinite(tensor).all()) for tensor in state.to_tensors().values())
-        decode_s = 0.0
+        decode_s = resume_s = 0.0
         if finite:
             try:
-                decode_s = self._answer(state)
+                self._keep(state, progress)
+                decode_s, resume_s = self._answer(progress)
             except ModelError:
                 finite = False
         row = {
@@ -130,6 +133,7 @@ class _Soak:
             "tokens_per_s": progress.decade_tokens / progress.decade_seconds,
             "cpu_ms": 1e3 * progress.decade_cpu / progress.decade_tokens,
             "decode_ms": 1e3 * decode_s,
+            "resume_s": resume_s,
             "rss_mb": psutil.Process().memory_info().rss / 1e6,
             "state_mb": self.engine.state_bytes(state) / 1e6,
             "finite": finite,
@@ -137,26 +141,30 @@ class _Soak:
         }
         self.say(
             f"-- {progress.tokens:,} tokens: reading {row['tokens_per_s']:.0f} tokens/s "
-            f"({row['cpu_ms']:.3f} ms of processor a token), answering "
-            f"{row['decode_ms']:.1f} ms a token, RAM {row['rss_mb']:.0f} MB, state {row['state_mb']:.2f} MB, "
-            f"{'all numbers finite' if finite else 'NOT FINITE'}"
+            f"({row['cpu_ms']:.3f} ms of processor a token), answering {row['decode_ms']:.1f} ms a token, "
+            f"back from disk in {row['resume_s']:.2f} s, RAM {row['rss_mb']:.0f} MB, "
+            f"state {row['state_mb']:.2f} MB, {'all numbers finite' if finite else 'NOT FINITE'}"
         )
         return row
 
-    def _answer(self, state: Any) -> float:
-        """Seconds an id takes to generate, on a copy. Raises ``ModelError`` when a score is not finite."""
-        copy = self.engine.load_state(self.engine.dump_state(state))
+    def _answer(self, progress: Progress) -> tuple[float, float]:
+        """Seconds an id takes to generate, and seconds from the state on disk to the first id, on a copy.
+        Raises ``ModelError`` when a score is not finite."""
+        begin = time.perf_counter()
+        dump = read_snapshot(self.state_file, expected=self._header(progress.tokens))
+        copy = self.engine.load_state(dump)
         options = SamplingOptions(temperature=0, max_tokens=PROBE)
-        start = time.perf_counter()
-        for _ in self.engine.generate(copy, options, end_ids=()):
-            pass
-        return (time.perf_counter() - start) / PROBE
+        start = first = time.perf_counter()
+        for number, _ in enumerate(self.engine.generate(copy, options, end_ids=())):
+            if number == 0:
+                first = time.perf_counter()
+        return (time.perf_counter() - start) / PROBE, first - begin
 
     def _keep(self, state: Any, progress: Progress) -> None:
         self.state_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_snapshot(self.state_file, self.engine.dump_state(state), header=self._header(progress.tokens))
         temporary = self.progress_file.with_suffix(".tmp")
-        values = {name: getattr(progress, name) for name in Progress.__dataclass_fields__}
+        values = asdict(progress)
         temporary.write_text(json.dumps(values), encoding="utf-8")
         os.replace(temporary, self.progress_file)
 
@@ -196,8 +204,9 @@ class _Soak:
             for row in progress.rows
             if row["history"] <= tokens
         )
-        note = f"{self.source.name}; answering: " + ", ".join(
-            f"{row.extra['decode_ms']:.1f} ms a token at {row.history:,}" for row in rows
+        note = f"{self.source.name}; answering (and from disk to the first id): " + ", ".join(
+            f"{row.extra['decode_ms']:.1f} ms a token ({row.extra['resume_s']:.2f} s) at {row.history:,}"
+            for row in rows
         )
         finite = all(row.extra["finite"] for row in rows)
         notes = (note, "every number finite" if finite else "a number was NOT finite")
@@ -209,7 +218,7 @@ class _Stream:
     """An endless stream of ids that can be entered anywhere."""
 
     name: str
-    pool: tuple[int, ...]
+    pool: Sequence[int]
 
     def ids(self, start: int, stop: int) -> list[int]:
         return [self.pool[place % len(self.pool)] for place in range(start, stop)]
@@ -220,9 +229,13 @@ def _stream(engine: InfiniEngine, text: Path | None) -> _Stream:
         size = engine.model.config.vocab_size
         return _Stream("made-up ids", tuple(i % size for i in prompt_ids(100_003)))
     try:
-        ids = tuple(engine.tokenizer.encode(text.read_text(encoding="utf-8", errors="replace")))
+        words = text.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise UsageError(f"{text} cannot be read ({error.strerror}). Next: give another --file.") from error
+    # Line by line: a tokenizer needs some hundred bytes a token, and this is about memory.
+    ids = array(
+        "i", (token for line in words.splitlines(keepends=True) for token in engine.tokenizer.encode(line))
+    )
     if not ids:
         raise UsageError(f"{text} holds no text. Next: give --file a text file.")
     return _Stream(f"{text.name}, {len(ids):,} tokens over and over", ids)

@@ -34,7 +34,11 @@ def test_rows_come_by_decade_and_the_state_stays_as_small(engine: InfiniEngine, 
     assert len({row.state_mb for row in report.rows}) == 1
     assert all(row.extra["finite"] for row in report.rows)
     assert all(
-        row.tokens_per_s and row.rss_mb and row.extra["decode_ms"] and row.extra["cpu_ms"]
+        row.tokens_per_s
+        and row.rss_mb
+        and row.extra["decode_ms"]
+        and row.extra["cpu_ms"]
+        and row.extra["resume_s"]
         for row in report.rows
     )
     assert "every number finite" in report.notes
