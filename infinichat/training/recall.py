@@ -26,7 +26,7 @@ READ_SCALARS = ("alpha", "read_confidence", "read_bias")
 QUIET, OTHERS = 100, 3
 """Tokens of talk, and how many general questions, that are held to the base's distribution in a step."""
 
-YOUNG = 0.45
+YOUNG = 0.33
 """Share of young conversations among those with questions."""
 
 JUDGED = 48
