@@ -139,10 +139,10 @@ def _meaning(report: MemoryReport) -> str:
     if left == 0:
         return "Everything said so far is still in the exact window."
     return (
-        f"{left:,} tokens have left the window; {written:,} of them were written into the memory, which "
-        "chooses what it keeps. It is compressive: it keeps some of what was said, not all, and what it "
-        "gives back can be wrong. How much it recalls was measured and is in the checkpoint's card. The "
-        "transcript has every word: infinichat sessions search."
+        f"{left:,} tokens have left the window. {written:,} tokens were written into the memory, which "
+        "chooses what it keeps. It is compressive: it keeps some of what was said, not all, and what it gives "
+        "back can be wrong. How much it recalls was measured and is in the checkpoint's card. The transcript "
+        "has every word: infinichat sessions search."
     )
 
 

@@ -69,6 +69,9 @@ class PlainChat:
         """
         with self.context.open_store() as store:
             record = store.find_session(name) if name else None
+            if record is not None and (self._session is None or record.id != self._session.id):
+                # Refused before a model is loaded for it; taken again when the session is opened.
+                store.lock(record.id).release()
         wanted = model or (record.model if record else self._asked) or self.context.settings().model
         engine, asked = self._engine, self._asked
         if engine is None or wanted not in {asked, engine.info.name}:

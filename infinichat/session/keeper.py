@@ -92,7 +92,7 @@ class StateKeeper:
         replay = [step for step in steps if step.message.id != how.fresh]
         tokens = sum(step.tokens for step in replay) - (self.half.done if self.half is not None else 0)
         if tokens > 0 and why is None and cold and not how.rewind:
-            why = f"The end of the session has no saved state: {tokens} tokens are streamed again."
+            why = f"The end of the session has no saved state: {tokens:,} tokens are streamed again."
         yield StateRestored("replay" if tokens > 0 else source, max(0, tokens), how.why or why)
         done = yield from self._feed_steps(replay, how, cancel=cancel, stage="replay")
         if done:

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from infinichat.cli.context import Context
 from infinichat.cli.plain_commands import SLASH_COMMANDS
 from infinichat.paths import Paths
+from infinichat.protocols import Engine
 from infinichat.store import Store
 from tests.cli.conftest import ROOT, SCRIPT, Result, Run
 
@@ -226,3 +228,19 @@ def test_the_plain_chat_starts_before_the_app_is_imported(own_home: Path) -> Non
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "Hi.\n")
+
+
+def test_a_session_that_is_open_elsewhere_is_refused_before_a_model_is_loaded(
+    run: Run, paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loaded(self: Context, model: str | None) -> Engine:
+        raise AssertionError("a model was loaded for a session that cannot be opened")
+
+    monkeypatch.setattr(Context, "load_engine", loaded)
+    with Store.open(paths) as store:
+        record = store.create_session("busy")
+        with store.lock(record.id):
+            result = run("--plain", "--session", "busy", stdin="hello\n")
+    assert result.status == 1
+    assert "The session 'busy' is open in" in result.err
+    assert "all other sessions stay usable" in result.err
