@@ -140,9 +140,9 @@ def _meaning(report: MemoryReport) -> str:
         return "Everything said so far is still in the exact window."
     return (
         f"{left:,} tokens have left the window. {written:,} tokens were written into the memory, which "
-        "chooses what it keeps. It is compressive: it keeps some of what was said, not all, and what it gives "
-        "back can be wrong. How much it recalls was measured and is in the checkpoint's card. The transcript "
-        "has every word: infinichat sessions search."
+        "chooses what it keeps. It is compressive: it keeps some of what was said, not all, and what it "
+        "gives back can be wrong. How much it recalls was measured and is in the checkpoint's card. The "
+        "transcript has every word: infinichat sessions search."
     )
 
 

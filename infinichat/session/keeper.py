@@ -92,7 +92,7 @@ class StateKeeper:
         replay = [step for step in steps if step.message.id != how.fresh]
         tokens = sum(step.tokens for step in replay) - (self.half.done if self.half is not None else 0)
         if tokens > 0 and why is None and cold and not how.rewind:
-            why = f"The end of the session has no saved state: {tokens:,} tokens are streamed again."
+            why = f"{self._why_no_state()}: {tokens:,} tokens are streamed again."
         yield StateRestored("replay" if tokens > 0 else source, max(0, tokens), how.why or why)
         done = yield from self._feed_steps(replay, how, cancel=cancel, stage="replay")
         if done:
@@ -179,6 +179,16 @@ class StateKeeper:
         self.state = self.engine.new_state()
         self.stands_at(self.root)
         return "fresh", why
+
+    def _why_no_state(self) -> str:
+        """Why no saved state could be taken up, as the beginning of a sentence."""
+        info = self.engine.info
+        rows = self.store.snapshot_chains(self.session_id)
+        if not rows or any(row.fingerprint == info.fingerprint for row in rows):
+            return "The end of the session has no saved state"
+        if rows[0].model == info.name:
+            return f"{info.name} has changed since the session's state was saved"
+        return f"The session's saved state is one of {rows[0].model}, not of {info.name}"
 
     def _fits(self, route: Route) -> bool:
         """Whether a half-fed feed is the one that comes next anyway."""

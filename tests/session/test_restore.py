@@ -302,3 +302,18 @@ def test_a_document_has_its_place_in_the_history(opened: Open) -> None:
     (mark,) = session.memory_report().history
     assert (mark.role, mark.words) == ("document", "book.txt")
     assert mark.added == mark.layers[0].written > 400
+
+
+def test_a_state_of_another_model_or_of_other_weights_is_named(opened: Open) -> None:
+    session = opened(engine=ScriptedEngine(name="small"))
+    talk(session, "one")
+    session.close()
+    session = opened(engine=ScriptedEngine(name="small", window=64))
+    why = restored(session.restore()).why
+    assert why is not None
+    assert why.startswith("small has changed since the session's state was saved: ")
+    session.close()
+    session = opened(engine=ScriptedEngine(name="large", window=32))
+    why = restored(session.restore()).why
+    assert why is not None
+    assert why.startswith("The session's saved state is one of small, not of large: ")
