@@ -2,7 +2,7 @@
 
 The work is cut into parts that know nothing of each other: a ``Route`` with all its conversations, or one of
 the measures that are no conversations (perplexity, chat, gates, the paper's own memory, the base with its
-full attention). ``workers`` processes take them one after the other, longest first. A part writes into the
+full attention). ``workers`` processes take them one after the other. A part writes into the
 folder as it goes, so a run that was stopped, or that was given less time, is started again with the same
 words and goes on; whatever is there is in the tables (``sheet.py``), with the number of questions so far.
 """
@@ -72,12 +72,24 @@ class Order:
     only: tuple[str, ...] = ()
 
 
+FIRST = ("books", "dialogues", "perplexity", "chat", "base", "depths")
+"""What is begun first, so that a run that is cut short has the headline."""
+
+
 def parts(order: Order) -> list[Part]:
-    """All parts of an order in the order of their estimates, longest first, routes before measures."""
-    found = [Part(route.name, _estimate(route), route) for route in all_routes(order.seeds)]
-    found.sort(key=lambda part: -part.seconds)
+    """All parts of an order, in the order in which they are begun."""
+    routes = all_routes(order.seeds)
+    found = [Part(route.name, _estimate(route), route) for route in routes]
     found += [Part(name, seconds) for name, (_, _, seconds) in MEASURES.items()]
-    return [part for part in found if not order.only or part.name.startswith(order.only)]
+    longest = found[0]
+
+    def rank(part: Part) -> int:
+        # The way to a million tokens first; a route of books of another seed is not urgent.
+        kind = part.name.partition("-")[0]
+        urgent = part is longest or kind != "books"
+        return FIRST.index(kind) if urgent and kind in FIRST else len(FIRST)
+
+    return [part for part in sorted(found, key=rank) if not order.only or part.name.startswith(order.only)]
 
 
 def _estimate(route: Route) -> float:
@@ -177,8 +189,14 @@ def run_all(
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(order.workers, mp_context=context, initializer=_start, initargs=remote) as pool:
         waiting = {pool.submit(_work, order, name): name for name in names}
+        failed = None
         for done in as_completed(waiting):
-            _say(f"{waiting[done]}: {done.result():.0f} s")
+            # One part that fails takes none of the others with it.
+            error = done.exception()
+            failed = error or failed
+            _say(f"{waiting[done]}: {error if error else f'{done.result():.0f} s'}")
+    if failed is not None:
+        raise failed
 
 
 _engine: InfiniEngine | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from infinichat.corpus.facts import NOT_TOLD, FactMaker, Side
@@ -24,6 +24,7 @@ from infinichat.evals.trail import Trail
 
 K = 1024
 M = 1024 * K
+DEPTHS = (0.0, 0.5, 1.0)
 NEVER = "never told"
 """The kind of questions about things that nobody mentioned."""
 
@@ -35,7 +36,8 @@ MOST_ASKED = 64
 class Group:
     """``conversations`` scripts by ``make``, told at the share ``depth`` of the way (``None``: at the start),
     asked at ``lengths``. ``label`` goes into the results. The first ``knocked`` questions of a conversation
-    are also asked with the memory off, wiped and swapped."""
+    are also asked with the memory off, wiped and swapped. ``inside``: what was told is still in the window,
+    which no other group allows; off is then the base model with everything in view."""
 
     row: str
     make: MakeScript
@@ -46,6 +48,7 @@ class Group:
     begin: int = 0
     knocked: int = 16
     max_tokens: int = 32
+    inside: bool = False
     label: dict[str, str] = field(default_factory=dict)
 
     def script(self, seed: int, number: int) -> Script:
@@ -108,7 +111,6 @@ def _passkey(filler: str, depth: float, conversations: int, lengths: Sequence[in
 
 def dialogues(seed: int, *, first: bool) -> Route:
     """The headline: facts, corrections, things never told, between held-out dialogues."""
-    far = (256 * K,) if first else ()
 
     def updating(rng: random.Random) -> Script:
         return updates.script(rng, side="seen", count=16)
@@ -117,52 +119,49 @@ def dialogues(seed: int, *, first: bool) -> Route:
         return two_step.script(rng, side="seen", count=16)
 
     label = {"side": "seen", "filler": "dialogues"}
+    near = _facts(4, "seen", "dialogues", 4, (512,))
     groups = [
-        _facts(16, "seen", "dialogues", 3, (2 * K, 16 * K, 64 * K, *far)),
-        _facts(64, "seen", "dialogues", 1, (16 * K, 64 * K, *far)),
-        _facts(16, "held_out", "dialogues", 3, (16 * K, 64 * K)),
-        Group("updates", updating, 3, (16 * K, 64 * K), 16, label=label),
+        _facts(16, "seen", "dialogues", 3, (2 * K, 16 * K, 64 * K)),
+        _facts(64, "seen", "dialogues", 1, (64 * K,)),
+        _facts(16, "held_out", "dialogues", 3, (64 * K,)),
+        Group("updates", updating, 3, (16 * K,), 16, label=label),
         _facts(8, "seen", "dialogues", 2, (64 * K,)),
         _facts(1, "seen", "dialogues", 4, (64 * K,)),
         Group("two-step", combining, 2, (16 * K,), 16, label=label),
+        replace(near, row="in the window", inside=True),
+        *(_passkey("dialogues", depth, 4, (32 * K,)) for depth in DEPTHS),
     ]
     if first:
         groups.append(_facts(256, "seen", "dialogues", 1, (64 * K,)))
-    for depth in (0.0, 0.5, 1.0):
-        lengths = (32 * K, 128 * K) if first else (32 * K,)
-        groups.append(_passkey("dialogues", depth, 10 if first else 3, lengths))
     return Route(f"dialogues-{seed}", seed, tuple(groups), _opens("dialogues", seed))
 
 
 def books(seed: int, *, first: bool) -> Route:
-    """The same between the pages of held-out novels, to a million tokens with the first seed."""
+    """Facts between the pages of held-out novels; with the first seed to a million tokens, and a passkey."""
     groups = [_facts(16, "seen", "books", 3, (64 * K, 256 * K, M) if first else (64 * K,))]
-    for depth in (0.0, 0.5, 1.0):
-        far = (M,) if first and depth < 1 else ()
-        lengths = (32 * K, 128 * K, *far) if first else (32 * K,)
-        groups.append(_passkey("books", depth, 10 if first else 3, lengths))
-
-        def in_a_book(rng: random.Random) -> Script:
-            return needle.script(rng, side="seen")
-
-        groups.append(
-            Group(
-                "needle",
-                in_a_book,
-                10 if first else 5,
-                (128 * K,) if first else (32 * K,),
-                1,
-                depth=depth,
-                begin=needle.BEGINNING,
-                label={"side": "seen", "filler": "books"},
-            )
-        )
+    if first:
+        groups.append(_passkey("books", 0.0, 10, (M,)))
     return Route(f"books-{seed}", seed, tuple(groups), _opens("books", seed))
+
+
+def depths(seed: int) -> Route:
+    """Passkeys and needles by depth in a held-out novel."""
+    groups = [_passkey("books", depth, 10, (32 * K, 128 * K)) for depth in DEPTHS]
+
+    def in_a_book(rng: random.Random) -> Script:
+        return needle.script(rng, side="seen")
+
+    label = {"side": "seen", "filler": "books"}
+    groups += [
+        Group("needle", in_a_book, 10, (32 * K,), 1, depth=depth, begin=needle.BEGINNING, label=label)
+        for depth in DEPTHS
+    ]
+    return Route(f"depths-{seed}", seed, tuple(groups), _opens("books", seed))
 
 
 def repeated(seed: int) -> Route:
     """The paper's passkey, word for word, in the paper's filler."""
-    groups = tuple(_passkey("repeated", depth, 10, (4 * K, 32 * K, 128 * K)) for depth in (0.0, 0.5, 1.0))
+    groups = tuple(_passkey("repeated", depth, 10, (4 * K, 32 * K)) for depth in DEPTHS)
     return Route(
         f"repeated-{seed}",
         seed,
@@ -172,12 +171,15 @@ def repeated(seed: int) -> Route:
 
 
 def all_routes(seeds: Sequence[int]) -> list[Route]:
-    """Every route of the card, the headline first."""
-    flags = [(seed, number == 0) for number, seed in enumerate(seeds)]
+    """Every route of the card. The first has the longest way."""
+    first, *others = seeds
     return [
-        *(dialogues(seed, first=first) for seed, first in flags),
-        *(books(seed, first=first) for seed, first in flags),
-        repeated(seeds[0]),
+        books(first, first=True),
+        dialogues(first, first=True),
+        *(dialogues(seed, first=False) for seed in others),
+        depths(first),
+        *(books(seed, first=False) for seed in others),
+        repeated(first),
     ]
 
 

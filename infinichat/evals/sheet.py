@@ -17,7 +17,7 @@ from infinichat.evals.plots import draw, short
 from infinichat.evals.routes import NEVER
 from infinichat.evals.task import MEMORIES, Cell, Memory, Report, wilson
 
-ORDER = ("facts", "updates", "two-step", "passkey", "needle")
+ORDER = ("facts", "updates", "two-step", "in the window", "passkey", "needle")
 Key = tuple[Any, ...]
 
 
@@ -61,6 +61,8 @@ class Row:
             plural = "" if self.facts == 1 else "s"
             held = ", kinds never trained on" if self.label == "held_out" else ""
             return f"{self.facts} fact{plural}{held}"
+        if self.row == "in the window":
+            return f"{self.facts} facts, still in the window"
         if self.row == NEVER:
             return "never told, admitted"
         if self.row == "updates":

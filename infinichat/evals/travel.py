@@ -1,8 +1,9 @@
 """A route from its start to its last question, and the lines that say what was answered.
 
 Everything that is told at one place is planted when the trail is there; whatever is asked at one length is
-asked when it arrives there, of every conversation that has come so far. Where the telling is too close to
-the question for a shared way (2,048 tokens; depth 1), the conversation streams all of its own filler.
+asked when it arrives there. A length has a few such places, each for every fourth conversation, because what
+was said last has a say in the answer: not all should be asked after the same words. Where the telling is too
+close to the question for a shared way (2,048 tokens; depth 1), the conversation streams all of its filler.
 
 Each conversation's answers at one length under one condition are one line of a ``Log``, written at once: a
 run that was stopped goes on with what has no line yet. The filler has to be streamed again up to there.
@@ -18,7 +19,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ from infinichat.evals.together import Asker
 from infinichat.evals.trail import ROOM, Arrival, Planted, holding
 
 Line = dict[str, Any]
+
+VARIANTS = 4
+"""Places at which a length is asked, each a window and more further on than the one before."""
 
 
 class Log:
@@ -59,6 +63,18 @@ class Log:
         return any(all(line.get(name) == value for name, value in keys.items()) for line in self.lines)
 
 
+@dataclass(frozen=True, slots=True)
+class _Telling:
+    """Which conversations of a group are told something at ``start``, to be asked at ``lengths``; with a
+    ``distance`` they are asked that far from there, on filler of their own."""
+
+    start: int
+    group: Group
+    numbers: tuple[int, ...]
+    lengths: tuple[int, ...]
+    distance: int | None = None
+
+
 @dataclass(slots=True)
 class _Told:
     """A conversation on its way, told at place ``at`` and asked at ``lengths``."""
@@ -83,34 +99,34 @@ class Journey:
         self._told: list[_Told] = []
         trail = self._trail
         self._near = trail.join + trail.tail + trail.segment
-        self._left = [group for group in route.groups if self._unfinished(group)]
+        self._step = trail.tail + trail.window
+        self._left = [
+            group
+            for group in route.groups
+            if any(
+                self._unfinished(group, number, length)
+                for number in range(group.conversations)
+                for length in group.lengths
+            )
+        ]
 
     def run(self) -> None:
         """Go all the way, and write what is not in the log yet."""
         trail = self._trail
-        lengths = sorted({length for group in self._left for length in self._far(group)})
-        arrivals = [(trail.place(length, room_for=ROOM), length) for length in lengths]
-        starts = sorted({self._start(group, length) for group in self._left for length in group.lengths})
-        for place, length in arrivals:
-            early = [start for start in starts if start <= place - trail.tail]
-            self._plants(early)
-            starts = [start for start in starts if start not in early]
-            self._bench.say(f"{self._route.name}: streaming to {length:,} tokens")
-            self._ask_all(trail.arrive(place), length)
+        tellings = sorted(self._tellings(), key=lambda telling: telling.start)
+        for place, length, variant in self._arrivals():
+            while tellings and tellings[0].start <= place - trail.tail:
+                self._tell(tellings.pop(0))
+            self._bench.say(f"{self._route.name}: streaming to {place:,} tokens")
+            self._ask_all(trail.arrive(place), length, variant)
             # What should have been told during the last tokens before the questions is told right after.
-            late = [start for start in starts if start < place]
-            for start in late:
-                self._plant_at(place, start)
-            starts = [start for start in starts if start not in late]
-        self._plants(starts)
+            while tellings and tellings[0].start < place:
+                self._tell(replace(tellings.pop(0), start=place))
+        while tellings:
+            self._tell(tellings.pop(0))
 
-    def _unfinished(self, group: Group) -> bool:
-        return any(
-            not self._log.has(**self._key(group, number, length, use))
-            for number in range(group.conversations)
-            for length in group.lengths
-            for use in MEMORIES
-        )
+    def _unfinished(self, group: Group, number: int, length: int) -> bool:
+        return any(not self._log.has(**self._key(group, number, length, use)) for use in MEMORIES)
 
     def _key(self, group: Group, number: int, length: int, use: Memory) -> Line:
         return {
@@ -134,33 +150,53 @@ class Journey:
     def _close(self, group: Group, length: int) -> bool:
         return length - self._start(group, length) < self._near
 
-    def _far(self, group: Group) -> list[int]:
-        return [length for length in group.lengths if not self._close(group, length)]
+    def _tellings(self) -> list[_Telling]:
+        """Everything that is told on this route. Where the way is short each conversation begins at a place
+        of its own, so that the words before its question are its own as well."""
+        found: list[_Telling] = []
+        for group in self._left:
+            shared: dict[int, list[int]] = {}
+            for length in group.lengths:
+                start = self._start(group, length)
+                if not self._close(group, length):
+                    shared.setdefault(start, []).append(length)
+                    continue
+                for variant in range(min(VARIANTS, group.conversations)):
+                    numbers = tuple(range(variant, group.conversations, VARIANTS))
+                    place = self._trail.place(start + variant * self._step)
+                    distance = length if group.inside else max(self._trail.tail, length - start)
+                    found.append(_Telling(place, group, numbers, (length,), distance))
+            everyone = tuple(range(group.conversations))
+            found += [_Telling(start, group, everyone, tuple(far)) for start, far in shared.items()]
+        return found
+
+    def _arrivals(self) -> list[tuple[int, int, int]]:
+        """(place, length, variant): for each length a few places a window apart, each for some of the
+        conversations, so that not all of them are asked after the same words."""
+        found = []
+        for length in sorted({length for group in self._left for length in group.lengths}):
+            place = self._trail.place(length, room_for=ROOM)
+            for variant in range(VARIANTS):
+                if any(
+                    self._unfinished(group, number, length)
+                    for group in self._left
+                    if length in group.lengths and not self._close(group, length)
+                    for number in range(variant, group.conversations, VARIANTS)
+                ):
+                    found.append((place, length, variant))
+                place = self._trail.place(place + self._step, room_for=ROOM)
+        return sorted(found)
 
     # ---- telling
 
-    def _plants(self, starts: list[int]) -> None:
-        for start in starts:
-            full = any(
-                self._close(group, length)
-                for group in self._left
-                for length in group.lengths
-                if self._start(group, length) == start
-            )
-            self._trail.go(start, full=self._trail.tail if full else 0)
-            self._plant_at(start, start)
-
-    def _plant_at(self, place: int, start: int) -> None:
-        """Everything that belongs to ``start`` is told at ``place``, where the trail is."""
-        for group in self._left:
-            lengths = [length for length in group.lengths if self._start(group, length) == start]
-            far = tuple(length for length in lengths if not self._close(group, length))
-            if far:
-                for number in range(group.conversations):
-                    self._told.append(self._plant(group, number, place, far))
-            for length in lengths:
-                if self._close(group, length):
-                    self._ask_near(group, length, place)
+    def _tell(self, telling: _Telling) -> None:
+        near = telling.distance is not None
+        self._trail.go(telling.start, full=self._trail.tail if near else 0)
+        if near:
+            self._ask_near(telling)
+            return
+        for number in telling.numbers:
+            self._told.append(self._plant(telling.group, number, telling.start, telling.lengths))
 
     def _plant(self, group: Group, number: int, place: int, lengths: tuple[int, ...]) -> _Told:
         script = group.script(self._route.seed, number)
@@ -174,22 +210,30 @@ class Journey:
 
     # ---- asking
 
-    def _ask_all(self, arrival: Arrival, length: int) -> None:
-        here = [told for told in self._told if length in told.lengths]
-        for told in here:
+    def _ask_all(self, arrival: Arrival, length: int, variant: int) -> None:
+        for told in self._told:
+            if (
+                length not in told.lengths
+                or told.number % VARIANTS != variant
+                or not self._unfinished(told.group, told.number, length)
+            ):
+                continue
             self._trail.follow(told.planted, arrival.before)
-        for told in here:
             states: dict[Memory, Conversation] = {"on": self._trail.arrived(told.planted, arrival)}
             states["off"] = arrival.off
             states["wiped"] = states["on"].copy(wiped(states["on"].cache))
-            peers = [t for t in here if t.group is told.group and t.at == told.at]
-            other = peers[(peers.index(told) + 1) % len(peers)]
-            memories = other.planted.memories
-            if other is told:
-                stranger = self._stranger(told.group, arrival)
-                memories = stranger.memories
+            memories = self._others(told, arrival).memories
             states["swapped"] = states["on"].copy(holding(states["on"].cache, memories))
             self._ask(told.group, told.number, told.script, length, arrival.place - told.at, states)
+
+    def _others(self, told: _Told, arrival: Arrival) -> Planted:
+        """The memory of the next conversation of the group at this place, or of a stranger."""
+        peers = [other for other in self._told if other.group is told.group and other.at == told.at]
+        if len(peers) == 1:
+            return self._stranger(told.group, arrival)
+        other = peers[(peers.index(told) + 1) % len(peers)].planted
+        self._trail.follow(other, arrival.before)
+        return other
 
     def _stranger(self, group: Group, arrival: Arrival) -> Planted:
         """The memory of a user who is not asked, for a group of one."""
@@ -202,22 +246,27 @@ class Journey:
         memories = {index: (memory, states[index].bank) for index, memory in line.cache.memories.items()}
         return Planted(memories, arrival.place)
 
-    def _ask_near(self, group: Group, length: int, place: int) -> None:
-        """Conversations that stream all of their filler themselves, from ``place`` on."""
-        trail = self._trail
-        distance = max(trail.tail, length - place)
-        scripts = [group.script(self._route.seed, number) for number in range(group.conversations + 1)]
-        streamed = [self._streamed(trail.line.copy(), script, place, distance) for script in scripts]
-        for number in range(group.conversations):
-            (line, passed), (other, _) = streamed[number], streamed[number + 1]
+    def _ask_near(self, telling: _Telling) -> None:
+        """Conversations that stream all of their filler themselves."""
+        trail, group, place = self._trail, telling.group, telling.start
+        [length] = telling.lengths
+        assert telling.distance is not None
+        left = [number for number in telling.numbers if self._unfinished(group, number, length)]
+        if not left:
+            return
+        numbers = [*left, group.conversations] if len(left) == 1 else left
+        scripts = [group.script(self._route.seed, number) for number in numbers]
+        streamed = [self._streamed(trail.line.copy(), script, place, telling.distance) for script in scripts]
+        for index, number in enumerate(left):
+            (line, passed), (other, _) = streamed[index], streamed[(index + 1) % len(streamed)]
             bare = trail.line.copy(without_memory(trail.line.cache))
             states: dict[Memory, Conversation] = {
                 "on": line,
-                "off": self._streamed(bare, scripts[number], place, distance)[0],
+                "off": self._streamed(bare, scripts[index], place, telling.distance)[0],
                 "wiped": line.copy(wiped(line.cache)),
                 "swapped": line.copy(swapped(line.cache, other.cache)),
             }
-            self._ask(group, number, scripts[number], length, passed, states)
+            self._ask(group, number, scripts[index], length, passed, states)
 
     def _streamed(
         self, line: Conversation, script: Script, place: int, distance: int

@@ -62,14 +62,15 @@ def test_recall_is_by_distance_with_questions_and_interval(tmp_path: Path) -> No
     assert {cell["what"] for cell in found["cells"]} == {"facts", NEVER, "needle"}
 
 
-def test_parts_come_longest_first_and_can_be_picked(tmp_path: Path) -> None:
+def test_parts_come_with_the_headline_first_and_can_be_picked(tmp_path: Path) -> None:
     order = Order(tmp_path, None, seeds=(4, 5))
     names = [part.name for part in card.parts(order)]
-    assert names[0] == "books-4"
+    assert names[:3] == ["books-4", "dialogues-4", "dialogues-5"]
+    assert names.index("perplexity") < names.index("books-5")
     assert {"dialogues-4", "dialogues-5", "repeated-4", "perplexity", "paper", "base"} <= set(names)
     picked = Order(tmp_path, None, seeds=(4, 5), only=("dialogues", "gates"))
     assert [part.name for part in card.parts(picked)] == ["dialogues-4", "dialogues-5", "gates"]
-    assert "| dialogues-4 | 262,144 |" in card.budget(picked)
+    assert "| dialogues-4 | 65,536 |" in card.budget(picked)
 
 
 @pytest.fixture

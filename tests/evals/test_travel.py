@@ -76,7 +76,7 @@ def test_every_conversation_is_asked_at_every_length_under_every_condition(go: G
     assert found == {(n, length, use) for n in (0, 1) for length in (400, 1500, 2600) for use in MEMORIES}
     assert len(lines) == len(found)
     # Told at the start, so the distance is at least the length; never asked within the window.
-    assert all(line["length"] <= line["distance"] < line["length"] + 3000 for line in lines)
+    assert all(line["length"] <= line["distance"] < line["length"] + 4000 for line in lines)
 
 
 def test_what_was_never_told_is_asked_with_the_memory_on_only(go: Go) -> None:
@@ -88,16 +88,19 @@ def test_what_was_never_told_is_asked_with_the_memory_on_only(go: Go) -> None:
 @pytest.mark.parametrize("kind", ["dialogues", "books"])
 def test_a_depth_has_a_telling_of_its_own_for_each_length(go: Go, kind: str) -> None:
     lines = go(
-        group(depth=0.5, lengths=(1600, 3000)), group(row="end", depth=1.0, lengths=(1600,)), kind=kind
+        group(depth=0.5, lengths=(1600, 3000), conversations=1),
+        group(row="end", depth=1.0, lengths=(1600,), conversations=1),
+        kind=kind,
     )
     distances = {(line["row"], line["length"]): line["distance"] for line in lines}
-    # Half of 3,000 less what lies in the window, and whole messages; half of 1,600 is too near to share.
+    # Half of what lies beyond the window, and whole messages.
     assert distances["facts", 1600] >= 384
     assert 1000 < distances["facts", 3000] < 1000 + 3000
     assert distances["end", 1600] >= 384
     if kind == "books":
         least = {("facts", 1600): 1040, ("facts", 3000): 1740, ("end", 1600): 480}
-        assert all(far <= distances[key] < far + 128 for key, far in least.items())
+        late = {key: distances[key] - far for key, far in least.items()}
+        assert all(0 <= more < 128 for more in late.values()), late
 
 
 def test_a_stopped_run_goes_on_with_what_is_missing(
@@ -176,6 +179,28 @@ def test_the_conditions_are_what_their_names_say(
         assert CODE not in bench.engine.tokenizer.decode(ids)
 
 
+def test_only_what_is_meant_to_be_is_asked_inside_the_window(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    wanted = route(group(row="near", lengths=(90,), inside=True), group(lengths=(90,)), kind="books")
+    states = states_of(bench, wanted, monkeypatch, tmp_path)
+    for row, inside in (("near", True), ("facts", False)):
+        for use in MEMORIES:
+            ids = states[row, 0, 90, use].cache.ids.content[0].tolist()
+            assert (CODE in bench.engine.tokenizer.decode(ids)) is inside
+
+
+@pytest.mark.parametrize("length", [400, 1500])
+def test_conversations_of_a_group_are_asked_after_different_words(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, length: int
+) -> None:
+    wanted = route(group(lengths=(length,)), kind="books")
+    states = states_of(bench, wanted, monkeypatch, tmp_path)
+    windows = [states["facts", n, length, "on"].cache.ids.content[0].tolist() for n in (0, 1)]
+    assert windows[0] != windows[1]
+    assert states["facts", 0, length, "off"].cache.ids.content[0].tolist() == windows[0]
+
+
 def test_a_lone_conversation_gets_a_strangers_memory(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -218,5 +243,6 @@ def test_the_card_asks_enough_questions_in_every_headline_cell() -> None:
         assert counts[key] >= 100, key
     assert min(counts.values()) >= 10
     assert counts["facts", 16, "seen", "books", None, 1024] >= 10
-    assert all(counts["passkey", 1, "chat", kind, depth, 32] >= 10
-               for kind in ("dialogues", "books") for depth in (0.0, 0.5, 1.0))  # fmt: skip
+    for depth in (0.0, 0.5, 1.0):
+        assert all(counts["passkey", 1, "chat", kind, depth, 32] >= 10 for kind in ("dialogues", "books"))
+        assert counts["passkey", 1, "chat", "books", depth, 128] >= 10
