@@ -47,7 +47,7 @@ def placed(
         name = min(steps, key=lambda each: _token_seconds(model, steps[each]))
     step = steps[name]
     steps.clear()
-    _give_back_memory()
+    give_back_memory()
     return step, replace(plan, step=name)
 
 
@@ -81,8 +81,8 @@ def _steps(
     return steps or {"module": ModuleStep(model)}
 
 
-def _give_back_memory() -> None:
-    """Return what the float32 weights took to the system; glibc would keep it (1,240 MB became 770 MB)."""
+def give_back_memory() -> None:
+    """Return to the system what weights took that are gone; glibc would keep it (1,240 MB became 770 MB)."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 

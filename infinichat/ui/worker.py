@@ -15,6 +15,7 @@ import gc
 import itertools
 import logging
 import queue
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -81,6 +82,7 @@ class SessionWorker:
         self._asked: str | None = None  # the name or path that the engine was loaded by
         self._session: ChatSession | None = None
         self._session_id: str | None = None
+        self._left_engine = False  # an engine was closed in this piece of work
         self._thread = threading.Thread(target=self._main, name="infinichat-session")
         self._closing = False
 
@@ -150,6 +152,9 @@ class SessionWorker:
                 self._post(WorkDropped(work.ticket))
             else:
                 self._attempt(work)
+            if self._left_engine:
+                self._left_engine = False
+                _give_back_memory()
             with self._guard:
                 self._current = None
         self._close_session()
@@ -231,12 +236,14 @@ class SessionWorker:
                 self._adopt(engine, model)
             else:
                 engine.close()
+                self._left_engine = True
                 self._post(EngineReady(old.info))
 
     def _adopt(self, engine: Engine, model: str | None) -> None:
         old, self._engine, self._asked = self._engine, engine, model
         if old is not None and old is not engine:
             old.close()
+            self._left_engine = True
 
     def _make_engine(self, model: str | None) -> Engine | None:
         """The engine, or ``None`` after the failure has been posted."""
@@ -283,3 +290,11 @@ class SessionWorker:
             session, self._session = self._session, None
         if session is not None:
             session.close()
+
+
+def _give_back_memory() -> None:
+    """What a checkpoint took goes back to the system. Only torch's engines took any."""
+    if "torch" in sys.modules:
+        from infinichat.engine.placing import give_back_memory
+
+        give_back_memory()

@@ -196,6 +196,28 @@ async def test_switching_streams_the_session_into_the_other_checkpoint(
         assert store.path(app.chat.session_id)[-1].model == "plain"
 
 
+async def test_what_a_checkpoint_took_goes_back_when_another_one_is_in_use(
+    make: Make, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines: list[ScriptedEngine] = []
+    closed_then: list[list[bool]] = []
+    monkeypatch.setattr(
+        "infinichat.ui.worker._give_back_memory",
+        lambda: closed_then.append([engine.closed for engine in engines]),
+    )
+
+    def load(model: str | None, progress: Progress) -> Engine:
+        engines.append(ScriptedEngine(["x"], name=model or "small-infini"))
+        return engines[-1]
+
+    app = make(load)
+    async with running(app) as pilot:
+        assert closed_then == []
+        await say(pilot, "/model plain")
+        await idle(pilot)
+        await wait_until(pilot, lambda: closed_then == [[True, False]])
+
+
 async def test_a_checkpoint_that_is_not_here_is_pulled_and_then_used(make: Make, running: Running) -> None:
     catalog = ListCatalog(go_on=False)
     engines = {}
