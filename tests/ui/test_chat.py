@@ -80,23 +80,6 @@ async def test_the_transcript_is_there_and_the_prompt_is_usable_before_the_model
         assert [content for _, content, _ in said(store, app)] == ["from last month", "now", "Later."]
 
 
-async def test_the_words_are_laid_out_before_the_model_begins_to_load(make: Make, store: Store) -> None:
-    record = store.create_session("old")
-    for number in range(30):
-        store.append(record.id, role="user", content=f"message {number}", reason="complete", chain="")
-    laid_out: list[list[str]] = []
-
-    def load(model: str | None, progress: Progress) -> Engine:
-        entries = app.chat.transcript.entries
-        laid_out.append([entry.text for entry in entries if entry.region.area])
-        return ScriptedEngine(["Later."])
-
-    app = make(load, session=store.session(record.id))
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_until(pilot, lambda: laid_out)
-    assert laid_out[0][-1] == "message 29"
-
-
 async def test_what_a_crash_left_of_an_answer_is_there_before_the_model_is(make: Make, store: Store) -> None:
     loaded = threading.Event()
 
