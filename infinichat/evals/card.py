@@ -122,7 +122,8 @@ def about(order: Order) -> dict[str, Any]:
     file = order.out / "model.json"
     model = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     seeds = ",".join(map(str, order.seeds))
-    command = f"infinichat eval card --seeds {seeds} --workers {order.workers} --filler DIR --out DIR"
+    only = f" --only {','.join(order.only)}" if order.only else ""
+    command = f"infinichat eval card --seeds {seeds} --workers {order.workers}{only} --filler DIR --out DIR"
     return {**model, "command": command, "seeds": list(order.seeds), "date": time.strftime("%Y-%m-%d")}
 
 

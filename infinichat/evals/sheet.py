@@ -20,6 +20,9 @@ from infinichat.evals.task import MEMORIES, Cell, Memory, Report, wilson
 ORDER = ("facts", "updates", "two-step", "in the window", "passkey", "needle")
 Key = tuple[Any, ...]
 
+LEAST_SHOWN = 10
+"""Questions that a cell needs before the app shows it; the tables have all cells."""
+
 
 @dataclass(slots=True)
 class Count:
@@ -167,7 +170,7 @@ def recall_json(out: Path, about: dict[str, Any]) -> dict[str, Any]:
     return {
         "format": 1,
         **about,
-        "recall": [_shown(row) for row in shown if row.counts.get("on")],
+        "recall": [_shown(row) for row in shown if row.counts.get("on", Count()).n >= LEAST_SHOWN],
         "cells": [_numbers(row) for row in found],
         "measures": {
             name: {"cells": report["cells"], "notes": report["notes"]}

@@ -51,11 +51,13 @@ def test_the_table_has_every_cell_with_its_interval_and_the_memory_knocked_out()
 
 def test_recall_is_by_distance_with_questions_and_interval(tmp_path: Path) -> None:
     told_only = line()["asked"][:2]
-    lines = [line(), line(memory="wiped"), line(row="needle", facts=1, depth=0.5, asked=told_only)]
+    lines = [line(number=number) for number in range(10)]
+    lines += [line(memory="wiped"), line(row="needle", facts=1, depth=0.5, asked=told_only)]
+    lines += [line(facts=64)]  # two questions: in the table, and not in the app
     (tmp_path / "dialogues-0.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
     found = sheet.recall_json(tmp_path, {"model": "tiny"})
     [facts, never] = found["recall"]
-    assert (facts["name"], facts["tokens"], facts["share"], facts["n"]) == ("16 facts", 65536, 0.5, 2)
+    assert (facts["name"], facts["tokens"], facts["share"], facts["n"]) == ("16 facts", 65536, 0.5, 20)
     assert facts["without"] == 0.5
     assert facts["interval"][0] < 0.5 < facts["interval"][1]
     assert never["name"] == "never told, admitted"
@@ -100,7 +102,7 @@ def test_the_command_writes_its_folder_and_goes_on(
     assert "| 1 fact | dialogues |" in shown.out
     recall = json.loads((out / "recall.json").read_text())
     assert recall["model"] == "tiny"
-    assert recall["recall"][0]["n"] == 1
+    assert recall["cells"][0]["on"]["n"] == 1
     assert (out / "facts.png").read_bytes()[:4] == b"\x89PNG"
     before = (out / "tiny-0.jsonl").read_text()
     assert main.run(arguments, load) == 0
