@@ -148,19 +148,19 @@ def pairs(conversation: Conversation) -> set[tuple[float, ...]]:
     return {tuple(key.tolist()) for key, order in zip(bank.keys[0], bank.order[0], strict=True) if order > 0}
 
 
-@pytest.mark.parametrize("length", [400, 1500])
+@pytest.mark.parametrize(("length", "next_one"), [(400, 4), (1500, 1)])
 def test_the_conditions_are_what_their_names_say(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, length: int
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, length: int, next_one: int
 ) -> None:
     def other(rng: random.Random) -> Script:
         script = told(rng)
         name = rng.choice("abcdefgh") * 5
         return replace(script, told=(Utterance("user", f"The {name} is {rng.random()}."), *script.told[1:]))
 
-    wanted = route(group(make=other, lengths=(length,)))
+    wanted = route(group(make=other, lengths=(length,), conversations=next_one + 1))
     states = states_of(bench, wanted, monkeypatch, tmp_path)
     on, off = states["facts", 0, length, "on"], states["facts", 0, length, "off"]
-    peer = states["facts", 1, length, "on"]
+    peer = states["facts", next_one, length, "on"]
     swapped, wiped = states["facts", 0, length, "swapped"], states["facts", 0, length, "wiped"]
 
     def matrix(conversation: Conversation) -> torch.Tensor:
