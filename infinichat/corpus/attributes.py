@@ -176,3 +176,17 @@ PLACE_THINGS: dict[str, tuple[str, ...]] = {
     "title": words("name, motto"),
     "street": words("address, street"),
 }
+
+BARE_THINGS: dict[str, tuple[str, ...]] = {
+    "code": words("pass key, code, PIN, key number, secret number, combination, access code"),
+    "word": words("password, secret word, wifi password, code name"),
+    "number": words("room number, gate number, table number"),
+    "person": words("winner, new manager, guest of honour, driver"),
+    "time": words("meeting time, departure time, start time"),
+    "weekday": words("meeting day, delivery day"),
+    "date": words("deadline, exam date, opening date"),
+    "town": words("next stop, meeting place, destination"),
+    "title": words("title of the talk, name of the ship, name of the project"),
+    "reference": words("flight number, booking reference"),
+}
+"""What a talk has one of: "the pass key", nobody's and of no place."""

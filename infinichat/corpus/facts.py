@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from infinichat.corpus.attributes import FAVOURITES, PERSONAL, PLACE_THINGS, PLACES
+from infinichat.corpus.attributes import BARE_THINGS, FAVOURITES, PERSONAL, PLACE_THINGS, PLACES
 from infinichat.corpus.phrasings import (
     ASK,
     ASK_HELD_OUT,
@@ -44,6 +44,8 @@ PRONOUNS = (("She", "her"), ("He", "his"), ("They", "their"))
 Side = Literal["train", "seen", "held_out"]
 SubjectKind = Literal["user", "person", "kin", "thing"]
 NOT_TOLD = "something you have not told me"
+BARE = 0.15
+"""Share of the things that belong to no place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,8 @@ class FactMaker:
         attributes = [a for a in _nouns() if is_held_out_noun(a[1]) == held_out]
         self.personal = [(noun, kind) for thing, noun, kind in attributes if not thing]
         self.things = [(noun, kind) for thing, noun, kind in attributes if thing]
+        bare = BARE_THINGS if side == "train" else {}
+        self.bare = [(noun, kind) for kind, nouns in bare.items() for noun in nouns]
         more = side == "train"
         self.tell_forms = TELL_HELD_OUT if held_out else TELL + more * TELL_MORE
         self.correct_forms = CORRECT_HELD_OUT if held_out else CORRECT + more * CORRECT_MORE
@@ -145,7 +149,8 @@ class FactMaker:
     def fact(self, rng: random.Random) -> Fact:
         """A random fact of this side."""
         if rng.random() < 0.25:
-            noun, kind = rng.choice(self.things)
+            bare = bool(self.bare) and rng.random() < BARE
+            noun, kind = rng.choice(self.bare if bare else self.things)
             return Fact("thing", "", noun, kind, self.value(rng, kind))
         return self.fact_about(rng, *self.subject(rng))
 

@@ -43,6 +43,9 @@ STAGES = ("keys", "marks", "gate", "recall")
 STEPS = {"keys": 2500, "marks": 1200, "gate": 600, "recall": 240}
 """Measured to be enough for SmolLM2-135M: 3 to 15 minutes a stage on one core."""
 
+MIXED = 20
+"""Shards of telling and asking for each of young conversations, which is twice as large."""
+
 CHECK_SIDES: tuple[Side, ...] = ("seen", "held_out")
 CHECK_EVERY = {"keys": 500, "marks": 500, "gate": 900, "recall": 400}
 Report = Callable[[str], None]
@@ -171,14 +174,16 @@ def cache_streams(loaded: LoadedModel, layer: int, options: Options, *, report: 
     if not kept.exists():
         rng = random.Random(f"{options.seed}/general streams")
         write_shard(kept, [("general", s) for s in general_streams(general, loaded, rng)], [], below)
-    mixed = folder / "mixed-00000.safetensors"
-    if not mixed.exists():
-        rng = random.Random(f"{options.seed}/mixed")
+    for number in range(-(-options.shards // MIXED)):
+        mixed = folder / f"mixed-{number:05d}.safetensors"
+        if mixed.exists():
+            continue
+        rng = random.Random(f"{options.seed}/mixed/{number}")
         maker = StreamMaker(
             FactMaker("train"), fillers[False], offsets_of(loaded.tokenizer), rng, general=general
         )
         write_shard(mixed, draw_mixed(maker, 2 * options.tokens), maker.facts, below)
-        report("cached young conversations")
+        report(f"cached {mixed.name}, young conversations")
     sides: tuple[tuple[Side, int], ...] = (("seen", 1), ("held_out", 1), ("train", options.shards))
     for side, shards in sides:
         done = prepare(
