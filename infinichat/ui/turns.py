@@ -73,6 +73,7 @@ class Turns:
         self._turns: dict[int, Turn] = {}
         self._running: Turn | None = None
         self._tip: str | None = None  # the newest message that has been announced
+        self.opened = False  # a session was handed to the worker, so that turns have something to run on
 
     def __repr__(self) -> str:
         return f"Turns(waiting={len(self._turns)}, running={self._running})"
@@ -140,9 +141,11 @@ class Turns:
         self._submit("select", lambda session, _: _select(session, message_id))
 
     def load(self, model: str | None) -> None:
+        self._screen.load()
         self._add(Turn(self._screen.worker.load(model), "load", self._screen.session_id))
 
     def open(self, model: str | None) -> None:
+        self.opened = True
         self._tip = self._screen.record.tip
         ticket = self._screen.worker.open(self._screen.session_id, model)
         self._add(Turn(ticket, "open", self._screen.session_id))
@@ -150,6 +153,7 @@ class Turns:
     def _submit(
         self, kind: Kind, run: Run, *, text: str = "", cut: str | None = None, before: str = ""
     ) -> Turn:
+        self._screen.load()
         ticket = self._screen.worker.submit(run)
         return self._add(Turn(ticket, kind, self._screen.session_id, text=text, cut=cut, before=before))
 

@@ -84,6 +84,7 @@ class ChatScreen(Screen[None]):
         self.turns = Turns(self)
         self.commands = ChatCommands(self)
         self._wanted_model: str | None = None
+        self._begun = False
 
     @property
     def store(self) -> Store:
@@ -117,16 +118,22 @@ class ChatScreen(Screen[None]):
         self.call_after_refresh(self._begin)
 
     async def _begin(self) -> None:
+        if self._begun:
+            return
+        self._begun = True
         self._recover()
         self.refresh_session()
         await self.transcript.show_session(self.record.tip)
-        # Loading a model takes the interpreter for seconds: not before the words are painted.
-        self.call_after_refresh(self._load)
-
-    def _load(self) -> None:
-        self.turns.open(self._wanted_model)
         self._measure_rss()
         self.set_interval(RSS_EVERY_S, self._measure_rss)
+        # Loading a model takes the interpreter for seconds: not before the words are painted.
+        self.call_after_refresh(self.load)
+
+    def load(self) -> None:
+        """Begin to load the checkpoint and to open the session, unless that has begun: at the start, or when
+        something is asked for before it."""
+        if not self.turns.opened:
+            self.turns.open(self._wanted_model)
 
     def want_model(self, model: str | None) -> None:
         """The checkpoint to load at the start; ``None`` is the session's own, or the default one."""
@@ -224,6 +231,8 @@ class ChatScreen(Screen[None]):
     @on(Prompt.Submitted)
     async def _submitted(self, event: Prompt.Submitted) -> None:
         text = event.text
+        # Whoever is faster than the transcript still writes below it.
+        await self._begin()
         if text.startswith("/") and not text.startswith("//"):
             await self.commands.run(text)
             return
