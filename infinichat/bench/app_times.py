@@ -1,47 +1,50 @@
-"""How fast the app feels, measured from outside: a real process in a terminal of its own.
+"""``bench start`` and ``bench ui``: how fast the app feels, measured from outside, in a terminal of its own.
 
-``start`` is the time from starting Python to the first paint with a prompt, and to the newest message of a
-long session. ``keys`` is the time from a key's bytes going into the terminal to its letter coming out, while
-the app does something: nothing, reading the transcript into the model, or streaming an answer. Letters that
-no answer contains are typed, so what comes out is known to be the key.
+start     from starting Python to the first paint with a prompt, to the newest message of a long session, and
+          to the first words of an answer in a new one; and what importing the app takes
+ui        from a key's bytes going into the terminal to its letter coming out, by length of the transcript,
+          while the app does nothing, reads the transcript into the model, or streams an answer. Letters that
+          no answer contains are typed, so what comes out is known to be the key
 
-    python -m infinichat.ui.measure start --rounds 10
-    python -m infinichat.ui.measure keys --engine real
-
-Needs a pseudo-terminal (Linux, macOS). Nothing of the user's is touched: the sessions are made in a temporary
-home, and the model's weights are only read.
+Nothing of the user's is touched: the sessions are made in a temporary home, and weights are only read. Only
+the processes that are measured import the app; this one does not.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import re
-import select
-import signal
+import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from infinichat.errors import InfiniChatError, UsageError
+from infinichat.bench.peers import Say
+from infinichat.bench.report import Report, Row, machine_now
+from infinichat.bench.terminal import Terminal, require_terminal
+from infinichat.errors import InfiniChatError, ModelError
 from infinichat.paths import Paths
 from infinichat.store import Store
 
-MESSAGES = 1000
-WIDTH, HEIGHT = 120, 40
-_PATIENCE_S = 300.0  # for what a step waits for: reading 1,000 messages into a model takes a minute
+EngineKind = Literal["scripted", "real"]
+
+_APP = (sys.executable, "-m", "infinichat")
 _PROMPT = "Message…"
-_SESSION = "measured"
+_LONG, _NEW = "measured", "new"  # sessions
 
 # One after another, then the prompt is emptied: a letter that comes out was typed just now.
 LETTERS = "абвгдежзиклмнопрстуфхцчшщъыьэюя"
 _KEY_EVERY_S = 0.12  # a fast typist
-_CTRL_U, _ENTER, _CTRL_Q = b"\x15", b"\r", b"\x11"
+READ_FOR_LONG = 500
+"""Messages that a model reads for longer than the keys of a phase take."""
+_CTRL_U, _ENTER = b"\x15", b"\r"
 
 # The app with an engine that answers for ever at the speed of a small model, without torch.
 _SCRIPTED = """
@@ -55,147 +58,120 @@ engine = ScriptedEngine([reply], tokens_per_s=120)
 sys.exit(run_app(session="measured", paths=default_paths(), load_engine=lambda model, progress: engine))
 """
 
-
-@dataclass(frozen=True, slots=True)
-class StartTimes:
-    """Seconds from the start of the process, one each per round: ``prompt`` until the first paint with the
-    prompt in it, ``words`` until the newest of ``messages`` messages. ``processor`` is the processor time
-    until the first paint, which other work on the machine lengthens less (Linux; else empty)."""
-
-    messages: int
-    prompt: list[float]
-    words: list[float]
-    processor: list[float]
+_IMPORTS = """
+import time
+begin = time.perf_counter()
+import infinichat.ui.app
+print(time.perf_counter() - begin)
+"""
 
 
 @dataclass(frozen=True, slots=True)
-class KeyTimes:
-    """Seconds from a key to its letter on the screen, by what the app did meanwhile; a session of
-    ``messages`` messages is open."""
+class Wait:
+    """Seconds, one each time: how long ``phase`` took in a session of ``messages`` messages."""
 
-    messages: int
     engine: str
-    phases: dict[str, list[float]]
+    messages: int
+    phase: str
+    seconds: list[float]
 
 
-class Terminal:
-    """A process in a pseudo-terminal: bytes in, bytes out, and when they came."""
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Which checkpoint answers (``None``: the default one), and on how many threads."""
 
-    def __init__(self, command: list[str], environ: dict[str, str]) -> None:
-        import fcntl
-        import pty
-        import struct
-        import termios
+    name: str | None = None
+    threads: int | None = None
 
-        self.started = time.monotonic()
-        self.pid, self.file = pty.fork()
-        if self.pid == 0:
-            os.execvpe(command[0], command, environ)
-        fcntl.ioctl(self.file, termios.TIOCSWINSZ, struct.pack("HHHH", HEIGHT, WIDTH, 0, 0))
-        self.seen = b""
+    def environ(self) -> dict[str, str]:
+        """For an app in another home. Raises ``ModelError`` when the weights are not on this machine."""
+        from infinichat.model.registry import Registry
 
-    def write(self, data: bytes) -> None:
-        os.write(self.file, data)
+        environ = {"INFINICHAT_BASE_WEIGHTS": str(Registry().base_weights(self.name))}
+        if self.threads is not None:
+            environ["INFINICHAT_ENGINE_THREADS"] = str(self.threads)
+        return environ
 
-    def until(self, text: str | re.Pattern[bytes], *, patience_s: float = _PATIENCE_S) -> float:
-        """Read until this has been painted since the last ``forget``; returns when, ``time.monotonic``.
+    def options(self) -> list[str]:
+        """Of the command line; a name is looked up here, because the other home has no checkpoints."""
+        from infinichat.model.registry import Registry
 
-        Raises ``InfiniChatError`` when it does not come.
-        """
-        pattern = re.compile(re.escape(text.encode())) if isinstance(text, str) else text
-        end = time.monotonic() + patience_s
-        while not pattern.search(self.seen):
-            left = end - time.monotonic()
-            if left <= 0 or not select.select([self.file], [], [], left)[0]:
-                raise InfiniChatError(
-                    f"waited {patience_s:.0f} s in vain for {pattern.pattern!r}; {self._tail()}"
-                )
-            try:
-                self.seen += os.read(self.file, 65536)
-            except OSError as error:
-                raise InfiniChatError(f"the app ended before {pattern.pattern!r}; {self._tail()}") from error
-        return time.monotonic()
-
-    def listen(self, seconds: float) -> None:
-        """Read what comes for so long, so that the app is never held up by a full terminal."""
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            if select.select([self.file], [], [], left)[0]:
-                self.seen += os.read(self.file, 65536)
-
-    def processor(self) -> list[float]:
-        """Seconds of processor time that the process has used, in a list; empty where that is not told."""
-        try:
-            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return []
-        return [(int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")]
-
-    def forget(self) -> None:
-        self.seen = b""
-
-    def close(self) -> None:
-        """End the process, by force: what it was asked to do is over."""
-        os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
-        os.close(self.file)
-
-    def _tail(self) -> str:
-        return f"the end of what it painted: {self.seen[-300:]!r}"
+        return [] if self.name is None else ["--model", str(Registry().entry(self.name).path)]
 
 
-def measure_start(
-    *, rounds: int = 10, messages: int = MESSAGES, on_round: Callable[[int], None] = lambda _: None
-) -> StartTimes:
-    """Start the app ``rounds`` times on a session with so many messages. Raises ``InfiniChatError``."""
-    prompt: list[float] = []
-    words: list[float] = []
-    processor: list[float] = []
+def measure_start(*, messages: int, rounds: int, model: Model | None = None, say: Say) -> Report:
+    """``bench start``: the app is started ``rounds`` times on a session with so many messages, and as often
+    on a new one to which "Hi" is said at the first paint. Raises ``InfiniChatError``."""
+    require_terminal()
+    model = model or Model()
+    notes: list[str] = []
+    messages = _whole_pairs(messages)
+    imports = Wait("infinichat", messages, "imports", [])
+    prompt = Wait("infinichat", messages, "prompt", [])
+    processor = Wait("infinichat", messages, "prompt, processor", [])
+    words = Wait("infinichat", messages, "words", [])
+    first = Wait("infinichat", 0, "first token", [])
     with _home(messages) as environ:
         for number in range(rounds):
-            on_round(number)
-            command = [sys.executable, "-m", "infinichat", "--session", _SESSION]
-            terminal = Terminal(command, environ)
-            try:
-                prompt.append(terminal.until(_PROMPT) - terminal.started)
-                processor += terminal.processor()
-                words.append(terminal.until(f"answer {messages - 1}.") - terminal.started)
-            finally:
-                terminal.close()
-    return StartTimes(messages, prompt, words, processor)
-
-
-def measure_keys(*, engine: str = "scripted", keys: int = 150, messages: int = MESSAGES) -> KeyTimes:
-    """Type ``keys`` letters in each phase. ``engine`` is "scripted", or "real" for the default checkpoint.
-
-    Raises ``InfiniChatError``.
-    """
-    phases: dict[str, list[float]] = {}
-    with _home(messages) as environ:
-        real = engine == "real"
-        command = [sys.executable, "-c", _SCRIPTED]
-        if real:
-            environ |= _weights()
-            command = [sys.executable, "-m", "infinichat", "--session", _SESSION]
-        terminal = Terminal(command, environ)
+            say(f"start: round {number + 1} of {rounds}")
+            imports.seconds.append(_import_seconds(environ))
+            with Terminal([*_APP, "--session", _LONG], environ) as terminal:
+                prompt.seconds.append(terminal.until(_PROMPT) - terminal.started)
+                processor.seconds.extend(terminal.processor())
+                words.seconds.append(terminal.until(f"answer {messages - 1}.") - terminal.started)
+        notes.append(f"imports: {_import_shares(environ)}")
         try:
-            terminal.until(f"answer {messages - 1}.")
-            if real:
-                terminal.until("reading the transcript")
-                phases["reading"] = _type(terminal, keys)
-                # The memory is measured when all has been read.
-                terminal.until(re.compile(rb"memory [^\n]{0,80}%"))
-            terminal.listen(1.0)
-            phases["idle"] = _type(terminal, keys)
-            terminal.write(b"Write a story of 2000 words about a lighthouse.")
-            terminal.listen(0.5)
-            terminal.forget()
-            terminal.write(_ENTER)
-            terminal.until("answering")
-            phases["streaming"] = _type(terminal, keys)
-        finally:
-            terminal.close()
-    return KeyTimes(messages, engine, phases)
+            environ, options = environ | model.environ(), model.options()
+        except ModelError as error:
+            notes.append(f"without first token: {error}")
+        else:
+            say("first token: the engine's choices are made first, as on this machine's first start")
+            _first_token(environ, options)
+            for number in range(rounds):
+                say(f"first token: round {number + 1} of {rounds}")
+                first.seconds.append(_first_token(environ, options))
+    return _report("start", [imports, prompt, processor, words, first], model, notes)
+
+
+def measure_ui(
+    *, messages: Sequence[int], keys: int, engine: EngineKind, model: Model | None = None, say: Say
+) -> Report:
+    """``bench ui``: ``keys`` letters in each phase, for each length of the transcript.
+
+    ``engine`` is "scripted" (no model at all) or "real". Raises ``InfiniChatError``.
+    """
+    require_terminal()
+    model = model or Model()
+    waits: list[Wait] = []
+    for count in map(_whole_pairs, messages):
+        say(f"ui: a session of {count:,} messages")
+        with _home(count) as environ:
+            command = [sys.executable, "-c", _SCRIPTED]
+            if engine == "real":
+                environ |= model.environ()
+                command = [*_APP, "--session", _LONG, *model.options()]
+            with Terminal(command, environ) as terminal:
+                waits += _phases(terminal, engine, count, keys)
+    return _report("ui", waits, model, [])
+
+
+def _phases(terminal: Terminal, engine: EngineKind, messages: int, keys: int) -> list[Wait]:
+    waits = []
+    terminal.until(f"answer {messages - 1}.")
+    if engine == "real" and messages >= READ_FOR_LONG:
+        terminal.until("reading the transcript")
+        waits.append(Wait(engine, messages, "reading", _type(terminal, keys)))
+    # The memory is measured when all has been read.
+    terminal.until(re.compile(rb"memory [^\n]{0,80}%"))
+    terminal.listen(1.0)
+    waits.append(Wait(engine, messages, "idle", _type(terminal, keys)))
+    terminal.write(b"Write a story of 2000 words about a lighthouse.")
+    terminal.listen(0.5)
+    terminal.forget()
+    terminal.write(_ENTER)
+    terminal.until("answering")
+    waits.append(Wait(engine, messages, "streaming", _type(terminal, keys)))
+    return waits
 
 
 def _type(terminal: Terminal, keys: int) -> list[float]:
@@ -216,30 +192,62 @@ def _type(terminal: Terminal, keys: int) -> list[float]:
     return times
 
 
+def _first_token(environ: dict[str, str], options: list[str]) -> float:
+    """Seconds from starting Python to the first words of an answer, in a session that is new each time."""
+    with Terminal([*_APP, "--new", *options], environ) as terminal:
+        terminal.until(_PROMPT)
+        terminal.write(b"Hi")
+        terminal.listen(0.05)  # what comes in one piece may be taken for a paste
+        terminal.write(_ENTER)
+        took = terminal.until(re.compile(b"answering|no model")) - terminal.started
+        if b"answering" not in terminal.seen:
+            raise InfiniChatError("the app could not load its model. Next: infinichat doctor")
+        return took
+
+
+def _import_seconds(environ: dict[str, str]) -> float:
+    """What ``import infinichat.ui.app`` takes in a fresh interpreter."""
+    return float(_python(["-c", _IMPORTS], environ).stdout)
+
+
+def _import_shares(environ: dict[str, str]) -> str:
+    """The packages that take most of it: "textual 150 ms, rich 40 ms, …". Timing each import makes all of
+    them slower, so the shares are told apart and not the sum."""
+    took: Counter[str] = Counter()
+    for line in _python(["-X", "importtime", "-c", "import infinichat.ui.app"], environ).stderr.splitlines():
+        fields = re.fullmatch(r"import time:\s*(\d+) \|\s*\d+ \|\s*(\S+)", line)
+        if fields is not None:
+            took[fields[2].partition(".")[0]] += int(fields[1])
+    return ", ".join(f"{name} {us / 1000:.0f} ms" for name, us in took.most_common(6))
+
+
+def _python(arguments: list[str], environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([sys.executable, *arguments], env=environ, capture_output=True, text=True)
+    if done.returncode:
+        raise InfiniChatError(f"the app cannot be imported: {done.stderr.strip().splitlines()[-1:]}")
+    return done
+
+
+def _whole_pairs(messages: int) -> int:
+    """So that the last message is an answer, whose words are waited for."""
+    return messages + messages % 2
+
+
 @contextmanager
 def _home(messages: int) -> Iterator[dict[str, str]]:
     """The environment of an app in a home of its own, with one long session in it."""
-    if sys.platform == "win32":
-        raise UsageError("Measuring the app needs a pseudo-terminal. Next: measure on Linux or macOS.")
-    with tempfile.TemporaryDirectory(prefix="infinichat-measure-") as folder:
+    with tempfile.TemporaryDirectory(prefix="infinichat-bench-") as folder:
         home = Path(folder)
         paths = Paths(home / "data", home / "config", home / "cache", home / "state")
         with Store.open(paths) as store:
-            record = store.create_session(_SESSION)
+            record = store.create_session(_LONG)
             for number in range(messages):
-                role, text = ("user", f"question {number}?")
                 if number % 2:
-                    role, text = (
-                        "assistant",
-                        f"The **answer** {number}.\n\n- `one`\n- two\n\nThat was answer {number}.",
-                    )
-                store.append(
-                    record.id,
-                    role="assistant" if role == "assistant" else "user",
-                    content=text,
-                    reason="stop" if role == "assistant" else "complete",
-                    chain="",
-                )
+                    words = f"The **answer** {number}.\n\n- `one`\n- two\n\nThat was answer {number}."
+                    store.append(record.id, role="assistant", content=words, reason="stop", chain="")
+                else:
+                    words = f"question {number}?"
+                    store.append(record.id, role="user", content=words, reason="complete", chain="")
         environ = {key: value for key, value in os.environ.items() if not key.startswith("INFINICHAT_")}
         environ |= {
             "INFINICHAT_HOME": str(home),
@@ -250,19 +258,28 @@ def _home(messages: int) -> Iterator[dict[str, str]]:
         yield environ
 
 
-def _weights() -> dict[str, str]:
-    """Where the user's base weights are, for the app in the other home."""
-    from infinichat.model.registry import Registry
+def _report(task: str, waits: Sequence[Wait], model: Model, notes: list[str]) -> Report:
+    rows = tuple(
+        Row(
+            engine=wait.engine,
+            weights="",
+            history=None,
+            first_token_s=statistics.median(wait.seconds) if wait.phase == "first token" else None,
+            extra={"phase": wait.phase, "messages": wait.messages, **summary(wait.seconds)},
+        )
+        for wait in waits
+        if wait.seconds
+    )
+    machine = machine_now()
+    return Report(task, "cpu", model.threads or machine["cores"], rows, machine, tuple(notes))
 
-    return {"INFINICHAT_BASE_WEIGHTS": str(Registry().base_weights())}
 
-
-def quantile(times: list[float], share: float) -> float:
+def quantile(times: Sequence[float], share: float) -> float:
     """The smallest time that at least ``share`` of the times do not exceed."""
     return sorted(times)[max(0, -int(-share * len(times) // 1) - 1)]
 
 
-def summary(times: list[float]) -> dict[str, float]:
+def summary(times: Sequence[float]) -> dict[str, float]:
     """Milliseconds: median, 95th percentile, longest; and how many."""
     ms = [1000 * t for t in times]
     return {
@@ -271,35 +288,3 @@ def summary(times: list[float]) -> dict[str, float]:
         "max_ms": round(max(ms), 1),
         "n": len(ms),
     }
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Measure and print one JSON document."""
-    parser = argparse.ArgumentParser(
-        prog="python -m infinichat.ui.measure", description="how fast the app feels"
-    )
-    parser.add_argument("task", choices=("start", "keys"))
-    parser.add_argument("--rounds", type=int, default=10, metavar="N", help="start: how often")
-    parser.add_argument("--keys", type=int, default=150, metavar="N", help="keys: how many in each phase")
-    parser.add_argument("--messages", type=int, default=MESSAGES, metavar="N", help="in the session")
-    parser.add_argument("--engine", choices=("scripted", "real"), default="scripted")
-    args = parser.parse_args(argv)
-    phases: dict[str, list[float]]
-    if args.task == "start":
-        took = measure_start(rounds=args.rounds, messages=args.messages)
-        phases = {"prompt": took.prompt, "prompt, processor": took.processor, "words": took.words}
-    else:
-        phases = measure_keys(engine=args.engine, keys=args.keys, messages=args.messages).phases
-    head = {"task": args.task, "messages": args.messages}
-    if args.task == "keys":
-        head["engine"] = args.engine
-    print(
-        json.dumps(
-            {**head, "rows": [{"phase": name, **summary(t)} for name, t in phases.items() if t]}, indent=2
-        )
-    )
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -13,12 +13,13 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One engine at one length of history. ``low`` and ``high`` are the slowest and fastest round's tokens/s;
-    ``ratio`` is infinichat's speed over this engine's in the same rounds (median)."""
+    """One engine at one length of history in tokens (``None``: a measurement of the app, whose times are in
+    ``extra``). ``low`` and ``high`` are the slowest and fastest round's tokens/s; ``ratio`` is infinichat's
+    speed over this engine's in the same rounds (median)."""
 
     engine: str
     weights: str
-    history: int
+    history: int | None
     tokens_per_s: float | None = None
     first_token_s: float | None = None
     rss_mb: float | None = None
@@ -84,8 +85,9 @@ def table(report: Report) -> str:
         else f"{report.task} on {report.device}, {report.threads} thread(s); {machine['cpu']}",
         "",
     ]
-    head = ("engine", "weights", "history", "tokens/s", "spread", "first token", "RAM", "state", "we are")
-    body = [head, *(_cells(row) for row in report.rows)]
+    timed = any(row.history is None for row in report.rows)
+    head = _TIMES_HEAD if timed else _HEAD
+    body = [head, *(_times(row) if timed else _cells(row) for row in report.rows)]
     widths = [max(len(cells[i]) for cells in body) for i in range(len(head))]
     for cells in body:
         aligned = [
@@ -132,12 +134,22 @@ def plot(report: Report, file: Path) -> None:
     pyplot.close(figure)
 
 
+_HEAD = ("engine", "weights", "history", "tokens/s", "spread", "first token", "RAM", "state", "we are")
+_TIMES_HEAD = ("engine", "what", "messages", "median", "95 %", "longest", "times")
+
+
+def _times(row: Row) -> tuple[str, ...]:
+    about = row.extra
+    times = (_number(about[name], "{:.1f} ms") for name in ("p50_ms", "p95_ms", "max_ms"))
+    return (row.engine, about["phase"], f"{about['messages']:,}", *times, str(about["n"]))
+
+
 def _cells(row: Row) -> tuple[str, ...]:
     spread = "" if row.low is None or row.high is None else f"{row.low:.1f}-{row.high:.1f}"
     return (
         row.engine,
         row.weights,
-        f"{row.history:,}",
+        _number(row.history, "{:,}"),
         _number(row.tokens_per_s, "{:.1f}"),
         spread,
         _number(row.first_token_s, "{:.3f} s"),

@@ -1,20 +1,143 @@
-"""``infinichat bench``: speed and memory. What is measured and how lives in ``infinichat.bench``, which is
-imported only here, because it brings the engine and torch with it."""
+"""``infinichat bench``: arguments, and what is printed. What is measured and how is in ``infinichat.bench``,
+which is imported inside ``run`` only, because most of it brings the engine and torch with it."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from infinichat.cli.context import Context
+from infinichat.cli.parser import add_json, add_plot, count, counts, names
+from infinichat.errors import UsageError
+
+if TYPE_CHECKING:
+    from infinichat.bench.report import Report
+
+TASKS = {
+    "decode": "tokens/s of an answer after so many tokens of history",
+    "prefill": "tokens/s of reading so many tokens",
+    "resume": "seconds to the first token of a conversation that comes back from disk",
+    "soak": "a million tokens and more through one state: does a token still cost what it cost?",
+    "start": "from starting the app to its first paint, its words and an answer's first token; its imports",
+    "ui": "from a key to its letter on the screen, by length of the transcript, also while an answer streams",
+}
+HISTORIES = {"decode": (512, 4096), "prefill": (512, 4096), "resume": (512, 4096, 16384)}
+MESSAGES = {"start": (1000,), "ui": (10, 1000, 10_000)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from infinichat.bench.main import add_arguments as add
-
-    add(parser)
+    parser.add_argument(
+        "task", choices=tuple(TASKS), help="; ".join(f"{name}: {what}" for name, what in TASKS.items())
+    )
+    parser.add_argument("--threads", type=count, metavar="N", help="for every engine (default: our choice)")
+    add_json(parser, "one JSON document instead of a table")
+    add_plot(parser, "also draw the figures (decode, prefill, resume, soak)")
+    engines = parser.add_argument_group("decode, prefill, resume")
+    engines.add_argument(
+        "--histories",
+        type=counts,
+        metavar="N,...",
+        help="tokens before what is measured (decode, prefill: 512,4096; resume: 512,4096,16384)",
+    )
+    engines.add_argument("--rounds", type=count, default=5, metavar="N", help="in turns; also for start (5)")
+    engines.add_argument(
+        "--against",
+        type=names,
+        default=(),
+        metavar="NAME,...",
+        help="also measure transformers, transformers-float32, llamacpp (fetched through npm)",
+    )
+    engines.add_argument(
+        "--weights",
+        type=names,
+        default=("auto",),
+        metavar="FORMAT,...",
+        help="our number formats to measure: auto, float32, bfloat16, int8, int4; soak takes the first",
+    )
+    engines.add_argument("--window", type=count, metavar="N", help="tokens of our window; also for soak")
+    engines.add_argument(
+        "--tokens",
+        type=count,
+        metavar="N",
+        help="tokens to generate (decode: 80) or to stream (soak: 1000000)",
+    )
+    soak = parser.add_argument_group("soak")
+    soak.add_argument("--file", type=Path, metavar="FILE", help="text to stream, over and over")
+    soak.add_argument("--restart", action="store_true", help="do not go on where one was stopped")
+    app = parser.add_argument_group("start, ui (in a terminal and a home of their own; Linux, macOS)")
+    app.add_argument(
+        "--messages", type=counts, metavar="N,...", help="in the session (start: 1000; ui: 10,1000,10000)"
+    )
+    app.add_argument("--keys", type=count, default=150, metavar="N", help="ui: keys in each phase (150)")
+    app.add_argument(
+        "--engine",
+        choices=("scripted", "real"),
+        default="scripted",
+        help="ui: what answers; real is the checkpoint (scripted)",
+    )
 
 
 def run(args: argparse.Namespace, context: Context) -> int:
-    from infinichat.bench.main import run as measure
+    """Measure and print; 0 when it could be measured. ``soak`` gives 1 when a number was not finite."""
+    from infinichat.bench.report import plot, table
 
-    return measure(args)
+    if args.plot is not None and args.task in MESSAGES:
+        raise UsageError(f"bench {args.task} draws nothing; --plot is for decode, prefill, resume and soak")
+    report = _app(args, context) if args.task in MESSAGES else _engines(args, context)
+    if args.json:
+        context.console.json(report.as_json())
+    else:
+        context.console.line(table(report))
+    if args.plot is not None:
+        plot(report, args.plot)
+        context.console.status(f"drawn: {args.plot}")
+    return 0 if all(row.extra.get("finite", True) for row in report.rows) else 1
+
+
+def _engines(args: argparse.Namespace, context: Context) -> Report:
+    say = context.console.status
+    if args.task == "soak":
+        from infinichat.bench.soak import soak
+
+        return soak(
+            args.model,
+            tokens=args.tokens or 1_000_000,
+            threads=args.threads,
+            window=args.window,
+            weights=args.weights[0],
+            text=args.file,
+            restart=args.restart,
+            say=say,
+        )
+    from infinichat.bench import speed
+    from infinichat.bench.peers import Options
+
+    histories = args.histories or HISTORIES[args.task]
+    tokens = args.tokens or 80
+    options = Options(
+        model=args.model,
+        against=args.against,
+        weights=args.weights,
+        threads=args.threads,
+        window=args.window,
+        context=max(histories) + tokens + 64,
+    )
+    if args.task == "decode":
+        return speed.decode(options, histories=histories, tokens=tokens, rounds=args.rounds, say=say)
+    if args.task == "prefill":
+        return speed.prefill(options, histories=histories, rounds=args.rounds, say=say)
+    return speed.resume(options, histories=histories, rounds=args.rounds, say=say)
+
+
+def _app(args: argparse.Namespace, context: Context) -> Report:
+    from infinichat.bench.app_times import Model, measure_start, measure_ui
+
+    say = context.console.status
+    messages = args.messages or MESSAGES[args.task]
+    model = Model(args.model, args.threads)
+    if args.task == "ui":
+        return measure_ui(messages=messages, keys=args.keys, engine=args.engine, model=model, say=say)
+    if len(messages) > 1:
+        raise UsageError("bench start measures one length of the session; --messages has several")
+    return measure_start(messages=messages[0], rounds=args.rounds, model=model, say=say)

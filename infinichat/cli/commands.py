@@ -44,7 +44,7 @@ COMMANDS = (
     Command("retrofit", "infinichat.cli.retrofit", "a pretrained model becomes a checkpoint"),
     Command("train", "infinichat.cli.train", "teach a checkpoint's memory to recall", model=True),
     Command("eval", "infinichat.cli.eval", "what a checkpoint remembers, measured", model=True),
-    Command("bench", "infinichat.cli.bench", "speed and memory of decode, prefill, resume, soak", model=True),
+    Command("bench", "infinichat.cli.bench", "speed and memory of the engine, and of the app", model=True),
     Command("doctor", "infinichat.cli.doctor", "check this machine and say what to do next"),
     Command("locate", "infinichat.cli.locate", "where things are on disk"),
     Command("backup", "infinichat.cli.backup", "every session and state in one file"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from infinichat.cli.console import INTERRUPTED
 from infinichat.cli.context import Context
-from infinichat.cli.parser import add_json
+from infinichat.cli.parser import add_json, add_plot
 from infinichat.cli.streaming import play
 from infinichat.cli.text import table
 from infinichat.errors import InfiniChatError
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(metavar="VERB", title="verbs", required=True)
     show = verbs.add_parser("show", help="one session's memory", description="what a session's memory holds")
     show.add_argument("session", metavar="SESSION")
-    show.add_argument("--plot", metavar="FILE.png", help="also draw the layers into a picture")
+    add_plot(show, "also draw the layers into a picture")
     show.add_argument(
         "--model", metavar="NAME|PATH", default=argparse.SUPPRESS, help="look at it under this checkpoint"
     )
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
             return INTERRUPTED
         report = session.memory_report()
     if args.plot:
-        plot(report, Path(args.plot))
+        plot(report, args.plot)
         context.console.status(f"wrote {args.plot}")
     if args.json:
         context.console.json(report_json(report))
@@ -148,11 +148,9 @@ def _meaning(report: MemoryReport) -> str:
 
 def plot(report: MemoryReport, file: Path) -> None:
     """Bars per layer: tokens written, saturation, gate; and what each turn wrote. Raises ``InfiniChatError``
-    without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InfiniChatError('--plot needs matplotlib. Next: pip install "infinichat[plot]"') from error
+    when the picture cannot be written."""
+    from matplotlib.figure import Figure
+
     layers = [str(layer.layer) for layer in report.layers]
     figure = Figure(figsize=(8, 8), layout="constrained")
     panels = (

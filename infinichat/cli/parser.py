@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from infinichat.errors import UsageError
@@ -41,6 +43,22 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def add_json(parser: argparse.ArgumentParser, what: str = "one JSON document instead of text") -> None:
     parser.add_argument("--json", action="store_true", help=what)
+
+
+def add_plot(parser: argparse.ArgumentParser, what: str) -> None:
+    """``--plot FILE.png``, refused before hours of measuring where nothing can be drawn."""
+    parser.add_argument("--plot", type=_picture, metavar="FILE.png", help=what)
+
+
+def _picture(text: str) -> Path:
+    require_matplotlib("--plot")
+    return Path(text)
+
+
+def require_matplotlib(what: str) -> None:
+    """Raise ``UsageError`` when ``what`` cannot be drawn."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UsageError(f"{what} needs matplotlib. Next: pip install 'infinichat[plot]'")
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -85,3 +103,28 @@ def number(low: float, high: float) -> Callable[[str], float]:
         return value
 
     return parse
+
+
+def count(text: str) -> int:
+    """An argparse type: a whole number of 1 or more; 16K and 1M are understood (1,024 and its square)."""
+    factors = {"k": 1024, "m": 1024 * 1024}
+    digits, factor = text.replace("_", ""), 1
+    if digits[-1:].lower() in factors:
+        digits, factor = digits[:-1], factors[digits[-1].lower()]
+    try:
+        value = int(digits) * factor
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return value
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """An argparse type: ``count`` between commas."""
+    return tuple(count(part) for part in text.split(",") if part)
+
+
+def names(text: str) -> tuple[str, ...]:
+    """An argparse type: names between commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())

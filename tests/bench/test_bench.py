@@ -12,13 +12,16 @@ from typing import Any
 import pytest
 
 from infinichat.bench import speed
-from infinichat.bench.main import add_arguments, run
 from infinichat.bench.peers import Options, prompt_ids
 from infinichat.bench.report import Report, Row, median_ratio, plot, speeds, table
 from infinichat.bench.wire import Child, PeerError
 from infinichat.bench.worker import serve
+from infinichat.cli import bench
+from infinichat.cli.console import Console
+from infinichat.cli.context import Context
 from infinichat.cli.parser import Parser
 from infinichat.errors import UsageError
+from infinichat.paths import default_paths
 
 PEER = """
 import json, sys
@@ -64,8 +67,12 @@ def peers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[str, ...]]]:
 def parsed(*argv: str) -> Any:
     parser = Parser()
     parser.add_argument("--model")
-    add_arguments(parser)
+    bench.add_arguments(parser)
     return parser.parse_all(list(argv))
+
+
+def run(args: Any) -> int:
+    return bench.run(args, Context(default_paths(), Console()))
 
 
 def test_a_child_answers_fails_and_ends_in_words() -> None:
