@@ -16,6 +16,17 @@ which is how a correction wins over what it corrects, however often. The marks m
 "about the same thing" is wider than "asked for in the same words". When the bank is full, the pair that
 would be read least readily leaves; the matrix M still has it. Size and cost are fixed, whatever has been
 written.
+
+A value of several tokens is followed along the order in which it was written. Let r be the weights with
+which the token before was read, the null slot's left out, and s_i = 1 where slot i holds the token that came
+then (what was read has been said). Then the present token is read with
+
+    p'_j    = (1 - G) p_j + r_i s_i    for j written right after i,     G = sum_i r_i s_i
+    p'_null = (1 - G) p_null + e
+
+where e is the part of G at slots right after which nothing was written: there the value has ended, and what
+was asked for has been said. Shares G up to ``LEAST_SHARE`` are not followed. Without this every token of a value
+is looked for anew, and a name can go on with the end of somebody else's.
 """
 
 from __future__ import annotations
@@ -24,8 +35,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from infinichat.attention.memory import EPS
+
+LEAST_SHARE = 0.05
+"""Chance agreement with what was hardly read is not followed; most tokens then cost nothing more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +57,13 @@ class BankState:
     ids: Tensor
     faded: Tensor
     order: Tensor
+    joined: Tensor
+    route: Tensor
 
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """All of it, in the order of the fields."""
-        return self.keys, self.marks, self.values, self.ids, self.faded, self.order
+        first = (self.keys, self.marks, self.values, self.ids)
+        return *first, self.faded, self.order, self.joined, self.route
 
     def clone(self) -> BankState:
         """A copy that shares nothing, outside the graph."""
@@ -80,11 +98,14 @@ class BankRule:
 
 @dataclass(frozen=True, slots=True)
 class BankRead:
-    """``values`` [B, T, C], the mean of the stored values by weight, and ``null`` [B, T], the weight of the
-    null slot: 1 where nothing matches."""
+    """``values`` [B, T, C], the mean of the stored values by weight; ``null`` [B, T], the weight of the null
+    slot: 1 where nothing matches; ``ended`` [B, T], how much of that is a value that has been said to its
+    end; ``route`` [B, S], the last token's weights."""
 
     values: Tensor
     null: Tensor
+    ended: Tensor
+    route: Tensor
 
 
 def headwise_unit(projected: Tensor, head_weight: Tensor) -> Tensor:
@@ -111,15 +132,69 @@ def replaced(alike: Tensor, faded: Tensor, there: Tensor, rule: BankRule) -> Ten
     return rule.force * torch.cat((scores, nothing), dim=-1).softmax(dim=-1)[..., :-1]
 
 
-def bank_read(queries: Tensor, bank: BankState, written: Tensor, rule: BankRule) -> BankRead:
-    """Read for unit ``queries`` [B, T, K]; ``written`` [B] are the tokens ever written."""
+def bank_read(
+    queries: Tensor,
+    ids: Tensor,
+    bank: BankState,
+    written: Tensor,
+    rule: BankRule,
+    *,
+    real: Tensor | None = None,
+) -> BankRead:
+    """Read for unit ``queries`` [B, T, K] of the tokens ``ids`` [B, T], which come right after those of the
+    last call; ``written`` [B] are the tokens ever written, ``real`` [B, T] is False at padding."""
+    size = bank.ids.shape[1]
     bank = bank.first(int(written.max()))
     age = torch.log1p((written[:, None] - bank.order).to(bank.faded.dtype))
     bias = (bank.faded - rule.recency * age).masked_fill(bank.order == 0, float("-inf"))
     scores = rule.beta * (queries @ bank.keys.transpose(1, 2)) + bias[:, None]
     null = (rule.beta * rule.null).expand(*scores.shape[:2], 1)
     weights = torch.cat((scores, null), dim=-1).softmax(dim=-1)
-    return BankRead(weights[..., :-1] @ bank.values, weights[..., -1])
+    after = bank.joined * (bank.order == bank.order.roll(1, dims=1) + 1)
+    after[:, :1] = 0
+    weights, ended, route = followed(weights, ids, bank.ids, after, bank.route, real=real)
+    route = F.pad(route, (0, size - bank.ids.shape[1]))
+    return BankRead(weights[..., :-1] @ bank.values, weights[..., -1], ended, route)
+
+
+def followed(
+    weights: Tensor,
+    ids: Tensor,
+    slots: Tensor,
+    after: Tensor,
+    route: Tensor,
+    *,
+    real: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``weights`` [B, T, S + 1] of reads, the null slot last, with values followed to their end; the share
+    [B, T] of those that have ended; and the next ``route``. ``ids`` [B, T] are the tokens that read,
+    ``slots`` [B, S] those stored; ``after`` [B, S] or [B, T, S] is 1 where a slot continues the one before
+    it; ``route`` [B, S] are the weights of the token before. At padding (``real`` [B, T] False) nothing
+    moves."""
+    said = (ids[..., None] == slots[:, None]).to(weights.dtype)
+    before = torch.cat((route[:, None], weights[:, :-1, :-1]), dim=1)
+    tried = ((before * said).sum(dim=-1) > LEAST_SHARE).any(dim=0)
+    ended = torch.zeros_like(weights[..., -1])
+    if real is not None:
+        tried = torch.ones_like(tried)
+    if not bool(tried.any()):
+        return weights, ended, weights[:, -1, :-1]
+    steps = after[:, None].expand_as(said) if after.dim() == 2 else after
+    rows, ends = list(weights.unbind(dim=1)), list(ended.unbind(dim=1))
+    going = False
+    for at, look in enumerate(tried.tolist()):
+        if look or going:
+            moved = route * said[:, at]
+            share = moved.sum(dim=1, keepdim=True)
+            enough = share > LEAST_SHARE
+            share, moved = share * enough, moved * enough
+            on = F.pad(moved[:, :-1], (1, 0)) * steps[:, at]
+            ends[at] = share[:, 0] - on.sum(dim=1)
+            rows[at] = (1 - share) * rows[at] + torch.cat((on, ends[at][:, None]), dim=1)
+            going = bool(enough.any())
+        now = rows[at][:, :-1]
+        route = now if real is None else torch.where(real[:, at, None], now, route)
+    return torch.stack(rows, dim=1), torch.stack(ends, dim=1), route
 
 
 def bank_write(
@@ -127,29 +202,32 @@ def bank_write(
     new: tuple[Tensor, Tensor, Tensor, Tensor],
     *,
     chosen: Tensor,
+    joined: Tensor,
     written: Tensor,
     rule: BankRule,
 ) -> BankState:
     """Add ``new`` tokens in order: their unit keys [B, n, K] and marks [B, n, F], values [B, n, C] and ids
-    [B, n]; those where ``chosen`` [B, n] is False are left out. ``written`` [B] counts the tokens written
-    before."""
+    [B, n]; those where ``chosen`` [B, n] is False are left out. ``joined`` [B, n] is True where the token
+    right before was written, too. ``written`` [B] counts the tokens written before."""
     order = torch.where(chosen, written[:, None] + chosen.cumsum(dim=1), 0)
     faded = torch.zeros_like(order, dtype=bank.faded.dtype)
     size, count = bank.ids.shape[1], order.shape[1]
     filled = min(int(written.max()), size)
-    pairs = zip(bank.first(filled).tensors(), (*new, faded, order), strict=True)
-    joined = BankState(*(torch.cat(both, dim=1) for both in pairs))
-    alike = joined.marks @ new[1].transpose(1, 2)  # [B, filled + n, n]
-    faded = joined.faded
+    unread = torch.zeros_like(faded)
+    added = (*new, faded, order, joined.to(order.dtype) * chosen, unread)
+    pairs = zip(bank.first(filled).tensors(), added, strict=True)
+    whole = BankState(*(torch.cat(both, dim=1) for both in pairs))
+    alike = whole.marks @ new[1].transpose(1, 2)  # [B, filled + n, n]
+    faded = whole.faded
     for at in range(count):
-        there = (joined.order > 0) & (joined.order < order[:, at, None])
+        there = (whole.order > 0) & (whole.order < order[:, at, None])
         faded = faded - replaced(alike[..., at], faded, there, rule) * chosen[:, at, None]
-    joined = replace(joined, faded=faded)
+    whole = replace(whole, faded=faded)
     rest = [tensor[:, filled + count :] for tensor in bank.tensors()]
-    joined = BankState(*(torch.cat(both, dim=1) for both in zip(joined.tensors(), rest, strict=True)))
+    whole = BankState(*(torch.cat(both, dim=1) for both in zip(whole.tensors(), rest, strict=True)))
     if filled + count <= size and bool((written == filled).all()) and bool(chosen.all()):
-        return joined  # nothing has to leave, and the filled slots stand first as they are
-    return _kept(joined, written + chosen.sum(dim=1), size=size, recency=rule.recency)
+        return whole  # nothing has to leave, and the filled slots stand first as they are
+    return _kept(whole, written + chosen.sum(dim=1), size=size, recency=rule.recency)
 
 
 def _kept(bank: BankState, written: Tensor, *, size: int, recency: Tensor) -> BankState:

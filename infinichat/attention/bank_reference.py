@@ -15,6 +15,9 @@ from torch import Tensor
 
 from infinichat.attention.reference import recall_features, store, unit
 
+LEAST_SHARE = 0.05
+"""A value is followed from this share of the last read on."""
+
 
 @dataclass(frozen=True, slots=True)
 class BankParameters:
@@ -34,6 +37,7 @@ class BankParameters:
     out: Tensor
     alpha: Tensor
     confidence: Tensor
+    ending: Tensor
     found_bias: Tensor
     read_gate: Tensor
     read_confidence: Tensor
@@ -45,14 +49,17 @@ class BankParameters:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One written token: its unit key [K], its mark [F], its value [C], how far it has faded, the number of
-    its write."""
+    """One written token: its unit key [K], its mark [F], its value [C], its id, how far it has faded, the
+    number of its write, whether the token right before was written, too, and its weight in the last read."""
 
     key: Tensor
     mark: Tensor
     value: Tensor
+    id: int
     faded: Tensor
     order: int
+    joined: bool
+    weight: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +71,11 @@ class Banked:
     M: list[Tensor]
 
 
-def bank_layer(x: Tensor, values: Tensor, p: BankParameters, *, order: int, slots: int) -> Banked:
-    """x [T, C] are the layer's normed inputs, values [T, H, D] of ``reference.token_values``; ``order`` is
-    DPFP's, ``slots`` the size of the bank. Each token first reads, then is written."""
+def bank_layer(
+    x: Tensor, values: Tensor, ids: list[int], p: BankParameters, *, order: int, slots: int
+) -> Banked:
+    """x [T, C] are the layer's normed inputs, values [T, H, D] of ``reference.token_values`` for the tokens
+    ``ids``; ``order`` is DPFP's, ``slots`` the size of the bank. Each token first reads, then is written."""
     length, heads, _ = values.shape
     words = values.flatten(1)
     weights = p.head_weight.softmax(dim=0)
@@ -88,20 +97,26 @@ def bank_layer(x: Tensor, values: Tensor, p: BankParameters, *, order: int, slot
 
     bank: list[Pair] = []
     M = [x.new_zeros(len(recall_features(projection(0), 0, heads, order)), values.shape[2])] * heads
-    written, rows = 0, []
+    written, rows, last = 0, [], False
     for t in range(length):
         features = [recall_features(projection(t), h, heads, order) for h in range(heads)]
         blurred = [features[h] @ M[h] for h in range(heads)]
         nothing = torch.zeros_like(x[0])
-        rows.append(_addition(x[t], key(t), blurred, bank, written, p) if written else nothing)
+        if written:
+            read, ended = _weights(key(t), ids[t], bank, written, p)
+            bank = [replace(pair, weight=w) for pair, w in zip(bank, read, strict=False)]
+            rows.append(_addition(x[t], read, ended, blurred, bank, p))
+        else:
+            rows.append(nothing)
         b = strength(t)
         if b > 0:
             written += 1
-            mark = unit(projection(t - 1, p.fade))
-            bank = _written(bank, Pair(key(t - 1), mark, words[t], b.new_zeros(()), written), p)
+            mark, zero = unit(projection(t - 1, p.fade)), b.new_zeros(())
+            bank = _written(bank, Pair(key(t - 1), mark, words[t], ids[t], zero, written, last, zero), p)
             bank = _readiest(bank, written, p, slots)
             features = [recall_features(projection(t - 1), h, heads, order) for h in range(heads)]
             M = [store(M[h], features[h], values[t, h], b) for h in range(heads)]
+        last = bool(b > 0)
     return Banked(torch.stack(rows), bank, M)
 
 
@@ -125,20 +140,35 @@ def _readiest(bank: list[Pair], written: int, p: BankParameters, slots: int) -> 
     return sorted(best, key=lambda pair: pair.order)
 
 
-def _addition(
-    x: Tensor, query: Tensor, blurred: list[Tensor], bank: list[Pair], written: int, p: BankParameters
-) -> Tensor:
-    """g (alpha W_om (v + n mu m) + (1 - n) w + u + B silu(A [x, 1 - n] + a)) for one token."""
+def _weights(
+    query: Tensor, token: int, bank: list[Pair], written: int, p: BankParameters
+) -> tuple[Tensor, Tensor]:
+    """The weights of all pairs and of the null slot, with values followed to their end, and the share of
+    those that have ended. ``token`` is the one that reads."""
     beta = p.beta.exp()
     scores = [beta * (query @ pair.key) + _readiness(pair, written, p) for pair in bank]
     weights = torch.stack([*scores, beta * p.null]).softmax(dim=0)
+    said = {pair.order: pair.weight for pair in bank if pair.id == token}
+    share = sum(said.values(), torch.zeros_like(weights[0]))
+    if share <= LEAST_SHARE:
+        return weights, torch.zeros_like(share)
+    on = [said.get(pair.order - 1, share * 0) if pair.joined else share * 0 for pair in bank]
+    ended = share - sum(on, share * 0)
+    return (1 - share) * weights + torch.stack([*on, ended]), ended
+
+
+def _addition(
+    x: Tensor, weights: Tensor, ended: Tensor, blurred: list[Tensor], bank: list[Pair], p: BankParameters
+) -> Tensor:
+    """g (alpha W_om (v + n mu m) + (1 - n) w + e w' + u + B silu(A [x, 1 - n, e] + a)) for one token."""
     n = weights[-1]
     v = sum((w * pair.value for w, pair in zip(weights, bank, strict=False)), torch.zeros_like(x))
     full = math.sqrt(len(blurred[0]))
     pieces = zip(blurred, p.softness, strict=True)
     m = torch.cat([full * r / (r.square().sum() + soft.square()).sqrt() for r, soft in pieces])
-    g = torch.sigmoid(p.read_gate @ x + p.read_confidence * (1 - n) + p.read_bias)
-    inner = p.adapt_in @ torch.cat((x, (1 - n)[None])) + p.adapt_in_bias
+    seen = torch.stack((1 - n, ended))
+    g = torch.sigmoid(p.read_gate @ x + p.read_confidence @ seen + p.read_bias)
+    inner = p.adapt_in @ torch.cat((x, seen)) + p.adapt_in_bias
     adapted = p.adapt_out @ (inner * torch.sigmoid(inner))
     read = p.alpha * (p.out @ (v + n * p.matrix_gain * m))
-    return g * (read + (1 - n) * p.confidence + p.found_bias + adapted)
+    return g * (read + (1 - n) * p.confidence + ended * p.ending + p.found_bias + adapted)

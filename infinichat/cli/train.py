@@ -56,6 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="general questions to leave as the base answers",
     )
     parser.add_argument(
+        "--rank",
+        type=whole(0),
+        default=8,
+        metavar="N",
+        help="of the changes to attention above the memory; 0: none (8)",
+    )
+    parser.add_argument(
         "--keep",
         action="store_true",
         help="start from the checkpoint's trained memory, not from an untrained one",
@@ -71,11 +78,20 @@ def run(args: argparse.Namespace, context: Context) -> int:
     from infinichat.training.prepare import STAGES, Options, train_memory
 
     console = context.console
-    loaded = load_model(args.model, dtype=torch.bfloat16)
+    loaded = load_model(args.model, dtype=torch.bfloat16, adapted=False)
     stages = STAGES if args.stage == "all" else tuple(args.stage.split(","))
     steps = None if args.steps is None else dict.fromkeys(STAGES, args.steps)
     options = Options(
-        args.text, args.out, stages, args.shards, args.tokens, steps, args.seed, args.general, not args.keep
+        text=args.text,
+        out=args.out,
+        stages=stages,
+        shards=args.shards,
+        tokens=args.tokens,
+        steps=steps,
+        seed=args.seed,
+        general=args.general,
+        rank=args.rank,
+        fresh=not args.keep,
     )
 
     def say(line: str) -> None:

@@ -19,7 +19,7 @@ def without_memory(cache: InfiniCache) -> InfiniCache:
     for state in copy.states:
         state.memory = state.bank = None
         state.memory_k = state.strength = None
-        state.tail = state.tail_tokens = state.tail_key = state.tail_around = None
+        state.tail = state.tail_tokens = state.tail_key = state.tail_around = state.tail_strength = None
     return copy
 
 

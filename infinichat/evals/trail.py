@@ -29,6 +29,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from infinichat.attention.bank import BankState
 from infinichat.attention.memory import MemoryState
@@ -77,6 +78,7 @@ class Written:
     keys: Tensor
     strength: Tensor
     ids: Tensor
+    joined: Tensor
 
 
 @dataclass(slots=True)
@@ -223,14 +225,16 @@ class Trail:
         for index, state in enumerate(cache.states):
             if state.strength is None or state.memory_k is None:
                 continue
-            strength = state.strength.content[:, slots]
-            strength = strength if write is None else strength * write
+            whole = state.strength.content
+            joined = F.pad(whole[:, :-1] > 0, (1, 0))[:, slots]
+            strength = whole[:, slots] if write is None else whole[:, slots] * write
             chosen = (strength[0] > 0).nonzero()[:, 0]
             if chosen.numel():
                 places = tuple((chosen + first - self.start).tolist())
                 keys = state.memory_k.content[:, slots][:, chosen]
                 ids = cache.ids.content[:, slots][:, chosen]
-                self.writes.append(Written(index, places, keys, strength[:, chosen], ids))
+                new = Written(index, places, keys, strength[:, chosen], ids, joined[:, chosen])
+                self.writes.append(new)
 
     # ---- conversations on the trail
 
@@ -272,13 +276,23 @@ class Trail:
                 if part is None:
                     continue
                 if isinstance(kind, BankMemory):
-                    kind.write_each(state, part.keys, part.ids, body.embed_tokens, strength=part.strength)
+                    kind.write_each(
+                        state,
+                        part.keys,
+                        part.ids,
+                        body.embed_tokens,
+                        strength=part.strength,
+                        joined=part.joined,
+                    )
                 elif isinstance(kind, RecallMemory):
                     state.memory_k = Slots(part.keys, dim=1, limit=cache.config.window)
                     state.strength = Slots(part.strength, dim=1, limit=cache.config.window)
                     count = part.ids.shape[1]
                     state.memory = kind.commit(state, count, None, part.ids, body.embed_tokens)
             assert state.memory is not None
+            if state.bank is not None:
+                # What the last token found stood in front of other tokens than those that come next.
+                state.bank = replace(state.bank, route=torch.zeros_like(state.bank.route))
             planted.memories[index] = (state.memory, state.bank)
         planted.place = until
 
@@ -312,4 +326,5 @@ def _between(written: Written, first: int, until: int) -> Written | None:
         keys=written.keys[:, chosen],
         strength=written.strength[:, chosen],
         ids=written.ids[:, chosen],
+        joined=written.joined[:, chosen],
     )

@@ -6,8 +6,8 @@ telling and asking meet wherever the words before the value are alike::
     f_t   = x_t .. x_{t-3}, e_t .. e_{t-5}     the layer's normed inputs and the token embeddings (unit rms)
     q_t   = headwise_unit(W f_t),   k_t = q_{t-1},   m_t = unit(W' f_{t-1})
     b_t   = hard_gate(sum_j w_j x_{t-j} + c)   exactly 0 for almost every token
-    v, n  = bank read and its null weight;  m = matrix read
-    h_t  += g_t (alpha W_om (v + n mu m) + (1 - n) w + u + B silu(A [x_t, 1 - n] + a))
+    v, n, e = bank read, its null weight, how much of that is a value that has ended;  m = matrix read
+    h_t  += g_t (alpha W_om (v + n mu m) + (1 - n) w + e w' + u + B silu(A [x_t, 1 - n, e] + a))
 
 (``infinichat.attention.bank`` and ``.memory``.) A token is written as soon as it has been read, not when it
 leaves the window: a small model finds little even in its window. Of 24 things told a few hundred tokens
@@ -18,6 +18,8 @@ k what it answers. With alpha, w, u and B at zero, the untrained start, nothing 
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -40,9 +42,10 @@ class BankMemory(ResidualMemory):
     """With C = hidden size, H heads, Dk key width, K = H Dk: ``context`` [K, 10 C], ``fade`` [F, 10 C],
     ``head_weight`` [H], the scalars of ``BankRule`` (``beta`` as a logarithm; ``erase`` [3]: ``alike`` and
     ``force`` as logarithms, ``new`` between them), the write gate ``gate_taps`` [3, C] and ``gate_bias``,
-    ``matrix_gain`` and ``softness`` [H] for the matrix, ``out`` [C, C], ``alpha``, ``confidence`` and
-    ``found_bias`` [C], the token gate ``read_gate`` [C], ``read_confidence``, ``read_bias``, and the adapter
-    ``adapt_in`` [64, C + 1], ``adapt_in_bias``, ``adapt_out`` [C, 64]."""
+    ``matrix_gain`` and ``softness`` [H] for the matrix, ``out`` [C, C], ``alpha``, ``confidence``,
+    ``ending`` and ``found_bias`` [C], the token gate ``read_gate`` [C], ``read_confidence`` [2] (of what is
+    found and of what has ended), ``read_bias``, and the adapter ``adapt_in`` [64, C + 2], ``adapt_in_bias``,
+    ``adapt_out`` [C, 64]."""
 
     def __init__(self, config: InfiniConfig) -> None:
         super().__init__(config)
@@ -57,9 +60,10 @@ class BankMemory(ResidualMemory):
         self.beta, self.null, self.recency, self.erase = parameter(), parameter(), parameter(), parameter(3)
         self.matrix_gain, self.softness = parameter(), parameter(heads)
         self.out, self.alpha = parameter(hidden, hidden), parameter()
-        self.confidence, self.found_bias = parameter(hidden), parameter(hidden)
-        self.read_gate, self.read_confidence, self.read_bias = parameter(hidden), parameter(), parameter()
-        self.adapt_in, self.adapt_in_bias = parameter(rank, hidden + 1), parameter(rank)
+        self.confidence, self.ending = parameter(hidden), parameter(hidden)
+        self.found_bias, self.read_gate = parameter(hidden), parameter(hidden)
+        self.read_confidence, self.read_bias = parameter(2), parameter()
+        self.adapt_in, self.adapt_in_bias = parameter(rank, hidden + 2), parameter(rank)
         self.adapt_out = parameter(hidden, rank)
         self.reset_parameters()
 
@@ -69,7 +73,7 @@ class BankMemory(ResidualMemory):
         super().reset_parameters()
         for matrix in (self.context, self.fade, self.adapt_in):
             nn.init.normal_(matrix, std=matrix.shape[1] ** -0.5)
-        closed = (self.alpha, self.confidence, self.found_bias, self.adapt_out, self.matrix_gain)
+        closed = (self.alpha, self.confidence, self.ending, self.found_bias, self.adapt_out, self.matrix_gain)
         neutral = (self.head_weight, self.adapt_in_bias, self.read_gate, self.read_confidence)
         for parameter in (*closed, *neutral):
             parameter.zero_()
@@ -103,6 +107,7 @@ class BankMemory(ResidualMemory):
         assert state.tail_tokens is not None
         assert state.tail_key is not None
         assert state.tail_around is not None
+        assert state.tail_strength is not None
         x, tokens = wide(x), self.unit_rms(embeddings)
         if real is None:
             states = taps(x, state.tail, 0, STATE_TAPS)
@@ -113,6 +118,8 @@ class BankMemory(ResidualMemory):
             state.tail_key = ending(state.tail_key, projected)
             state.tail_around = ending(state.tail_around, around)
             strength = self.write_strength(states)
+            last = taps(strength[..., None], state.tail_strength, 1, 1)
+            state.tail_strength = ending(state.tail_strength, strength[..., None])
         else:
             states, state.tail = ragged_taps(x, state.tail, real, 0, STATE_TAPS)
             words, state.tail_tokens = ragged_taps(tokens, state.tail_tokens, real, 0, TOKEN_TAPS + 1)
@@ -121,6 +128,7 @@ class BankMemory(ResidualMemory):
             keys, state.tail_key = ragged_taps(projected, state.tail_key, real, 1, 1)
             before, state.tail_around = ragged_taps(around, state.tail_around, real, 1, 1)
             strength = self.write_strength(states) * real
+            last, state.tail_strength = ragged_taps(strength[..., None], state.tail_strength, real, 1, 1)
         writes = (strength > 0).any(dim=0).nonzero()[:, 0].tolist()
         # Marks only for what is written: this product is as large as that of the keys.
         marks = projected.new_zeros((*projected.shape[:2], self.fade.shape[0]))
@@ -130,24 +138,43 @@ class BankMemory(ResidualMemory):
         state.strength.append(strength)
         state.memory_k.append(keys)
         # Nothing changes between two writes, so that is where the tokens are cut.
-        parts, start = [], 0
+        joined, parts, start = last[..., 0] > 0, [], 0
         for place in writes:
-            stop = place + 1
-            parts.append(self._read_part(projected[:, start:stop], x[:, start:stop], state))
-            new = slice(place, stop)
-            self.write(state, keys[:, new], tokens[:, new], ids[:, new], strength=strength[:, new])
-            start = stop
+            upto, new = slice(start, place + 1), slice(place, place + 1)
+            parts.append(self._read_part(projected, x, ids, state, upto, real))
+            self.write(
+                state,
+                keys[:, new],
+                tokens[:, new],
+                ids[:, new],
+                strength=strength[:, new],
+                joined=joined[:, new],
+            )
+            start = place + 1
         if start < x.shape[1]:
-            parts.append(self._read_part(projected[:, start:], x[:, start:], state))
+            parts.append(self._read_part(projected, x, ids, state, slice(start, None), real))
         return h + (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).to(h.dtype)
 
-    def _read_part(self, projected: Tensor, x: Tensor, state: LayerState) -> Tensor:
-        """What tokens add that see the same memory; rows without a written token add exactly nothing."""
+    def _read_part(
+        self,
+        projected: Tensor,
+        x: Tensor,
+        ids: Tensor,
+        state: LayerState,
+        part: slice,
+        real: Tensor | None,
+    ) -> Tensor:
+        """What the tokens of ``part`` add, which see the same memory; rows without a written token add
+        exactly nothing."""
         assert state.memory is not None
         something = state.memory.written > 0
         if not torch.is_grad_enabled() and not bool(something.any()):
-            return torch.zeros_like(x)
-        return self.read(projected, x, state) * something[:, None, None]
+            return torch.zeros_like(x[:, part])
+        among = None if real is None else real[:, part]
+        return (
+            self.read(projected[:, part], x[:, part], ids[:, part], state, real=among)
+            * something[:, None, None]
+        )
 
     @staticmethod
     def _project(around: Tensor, by: Tensor) -> Tensor:
@@ -155,41 +182,52 @@ class BankMemory(ResidualMemory):
         # In the weight's own type: converting this matrix at every token would cost more than the product.
         return wide(F.linear(around.to(by.dtype), by))
 
-    def read(self, projected: Tensor, x: Tensor, state: LayerState) -> Tensor:
-        """What to add to the residual [B, T, C], in x's type, for projections [B, T, K]."""
+    def read(
+        self, projected: Tensor, x: Tensor, ids: Tensor, state: LayerState, *, real: Tensor | None = None
+    ) -> Tensor:
+        """What to add to the residual [B, T, C], in x's type, for projections [B, T, K] of the tokens ``ids``
+        [B, T]; ``real`` [B, T] is False at padding. What they found goes into ``state``, for the token to
+        come."""
         assert state.memory is not None
         assert state.bank is not None
         dtype = x.dtype
         queries = headwise_unit(projected, self.head_weight.to(dtype))
-        got = bank_read(queries, state.bank, state.memory.written, self.rule(dtype))
+        got = bank_read(queries, ids, state.bank, state.memory.written, self.rule(dtype), real=real)
+        state.bank = replace(state.bank, route=got.route)
         values, null = got.values, got.null[..., None]
         if self.training or bool(self.matrix_gain != 0):
             features = recall_features(projected, heads=self.heads, order=self.order)
             blurred = recall_read(features, state.memory, softness=self.softness).values
             values = values + self.matrix_gain.to(dtype) * null * blurred
-        return self.added(x, values, null)
+        return self.added(x, values, null, got.ended[..., None])
 
-    def added(self, x: Tensor, values: Tensor, null: Tensor) -> Tensor:
-        """What goes into the residual [..., C] for the layer's input x [..., C], a read's values [..., C] and
-        its null weight [..., 1]."""
+    def added(self, x: Tensor, values: Tensor, null: Tensor, ended: Tensor) -> Tensor:
+        """What goes into the residual [..., C] for the layer's input x [..., C], a read's values [..., C],
+        its null weight [..., 1] and how much of that has ended [..., 1]."""
         dtype = x.dtype
-        found = 1 - null
+        seen = torch.cat((1 - null, ended), dim=-1)
         gate = torch.sigmoid(
-            (x @ self.read_gate.to(dtype))[..., None]
-            + self.read_confidence.to(dtype) * found
+            (x @ self.read_gate.to(dtype) + seen @ self.read_confidence.to(dtype))[..., None]
             + self.read_bias.to(dtype)
         )
-        inner = F.linear(torch.cat((x, found), dim=-1), self.adapt_in.to(dtype), self.adapt_in_bias.to(dtype))
-        added = self.alpha.to(dtype) * F.linear(values, self.out.to(dtype))
-        added = added + found * self.confidence.to(dtype) + self.found_bias.to(dtype)
+        inner = F.linear(torch.cat((x, seen), dim=-1), self.adapt_in.to(dtype), self.adapt_in_bias.to(dtype))
+        added = self.alpha.to(dtype) * F.linear(values, self.out.to(dtype)) + self.found_bias.to(dtype)
+        added = added + seen @ torch.stack((self.confidence, self.ending)).to(dtype)
         return gate * (added + F.linear(F.silu(inner), self.adapt_out.to(dtype)))
 
     def write(
-        self, state: LayerState, keys: Tensor, values: Tensor, ids: Tensor, *, strength: Tensor
+        self,
+        state: LayerState,
+        keys: Tensor,
+        values: Tensor,
+        ids: Tensor,
+        *,
+        strength: Tensor,
+        joined: Tensor,
     ) -> None:
         """Write tokens in order into bank and matrix of ``state``: the projections that they are stored and
-        marked by [B, n, K + F], their values [B, n, C], ``ids`` [B, n], and their strength [B, n]: 0 is not
-        written."""
+        marked by [B, n, K + F], their values [B, n, C], ``ids`` [B, n], their strength [B, n]: 0 is not
+        written, and whether the token right before was written, too: ``joined`` [B, n]."""
         assert state.memory is not None
         assert state.bank is not None
         keys, marks = keys[..., : self.width], unit(keys[..., self.width :])
@@ -197,6 +235,7 @@ class BankMemory(ResidualMemory):
             state.bank,
             (headwise_unit(keys, self.head_weight.to(keys.dtype)), marks, values, ids),
             chosen=strength > 0,
+            joined=joined,
             written=state.memory.written,
             rule=self.rule(keys.dtype),
         )
@@ -204,11 +243,25 @@ class BankMemory(ResidualMemory):
         state.memory = write_delta(state.memory, features, self.split(values), strength)
 
     def write_each(
-        self, state: LayerState, keys: Tensor, ids: Tensor, embedding: nn.Embedding, *, strength: Tensor
+        self,
+        state: LayerState,
+        keys: Tensor,
+        ids: Tensor,
+        embedding: nn.Embedding,
+        *,
+        strength: Tensor,
+        joined: Tensor,
     ) -> None:
         """``write`` tokens one after the other, as a conversation does that they came up in: a full bank
         chooses anew at each of them what it lets go."""
         values = self.unit_rms(embedding(ids))
         for place in range(ids.shape[1]):
             new = slice(place, place + 1)
-            self.write(state, keys[:, new], values[:, new], ids[:, new], strength=strength[:, new])
+            self.write(
+                state,
+                keys[:, new],
+                values[:, new],
+                ids[:, new],
+                strength=strength[:, new],
+                joined=joined[:, new],
+            )

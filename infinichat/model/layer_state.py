@@ -13,6 +13,7 @@ and the checks of loaded ones all follow it. What the tensors mean:
     tail_tokens  the last tokens' embeddings [B, taps, C] (bank)
     tail_key     the last token's projection [B, 1, H * Dk], the key of the token to come (bank)
     tail_around  what that was projected from [B, 1, 10 C], for the mark of the token to come (bank)
+    tail_strength  the last token's write strength [B, 1, 1] (bank)
     bank_*       the exact pairs, ``infinichat.attention.bank.BankState`` (bank)
     M, z, written  the memory itself (``infinichat.attention.memory.MemoryState``)
 """
@@ -36,8 +37,8 @@ RECALL_TAPS = 4
 TOKEN_TAPS = 5
 """Tokens before the present one whose embeddings the bank memory looks at."""
 
-BANK_TENSORS = ("keys", "marks", "values", "ids", "faded", "order")
-PLAIN_TENSORS = ("sink_k", "sink_v", "tail", "tail_tokens", "tail_key", "tail_around")
+BANK_TENSORS = ("keys", "marks", "values", "ids", "faded", "order", "joined", "route")
+PLAIN_TENSORS = ("sink_k", "sink_v", "tail", "tail_tokens", "tail_key", "tail_around", "tail_strength")
 """The fields of a layer's state that are single tensors or None."""
 
 Precision = Literal["weights", "wide", "count"]
@@ -96,12 +97,15 @@ def _bank_tensors(config: InfiniConfig, batch: int) -> dict[str, TensorSpec]:
         "tail_tokens": TensorSpec((batch, TOKEN_TAPS, hidden), "wide"),
         "tail_key": TensorSpec((batch, 1, width), "wide"),
         "tail_around": TensorSpec((batch, 1, (RECALL_TAPS + TOKEN_TAPS + 1) * hidden), "wide"),
+        "tail_strength": TensorSpec((batch, 1, 1), "wide"),
         "bank_keys": TensorSpec((batch, size, width), "wide"),
         "bank_marks": TensorSpec((batch, size, config.memory_fade_dim), "wide"),
         "bank_values": TensorSpec((batch, size, hidden), "wide"),
         "bank_ids": TensorSpec((batch, size), "count"),
         "bank_faded": TensorSpec((batch, size), "wide"),
         "bank_order": TensorSpec((batch, size), "count"),
+        "bank_joined": TensorSpec((batch, size), "count"),
+        "bank_route": TensorSpec((batch, size), "wide"),
     }
 
 
@@ -121,6 +125,7 @@ class LayerState:
     tail_tokens: Tensor | None = None
     tail_key: Tensor | None = None
     tail_around: Tensor | None = None
+    tail_strength: Tensor | None = None
     bank: BankState | None = None
 
     @classmethod
@@ -159,7 +164,7 @@ class LayerState:
         if "strength" in named:
             state.strength, state.tail = window("strength", 1), named["tail"]
         if "bank_keys" in named:
-            for name in ("tail_tokens", "tail_key", "tail_around"):
+            for name in ("tail_tokens", "tail_key", "tail_around", "tail_strength"):
                 setattr(state, name, named[name])
             state.bank = BankState(*(named[f"bank_{name}"] for name in BANK_TENSORS))
         return state

@@ -16,15 +16,17 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from infinichat.errors import ConfigError, ModelFileError
+from infinichat.model.adapters import MARK, merge
 from infinichat.model.base_weights import MEMORY_FILE, base_of, check_own_files, read_config
 from infinichat.model.checksums import quick_digest, sha256_of
 from infinichat.model.configuration_infini import InfiniConfig
@@ -38,7 +40,7 @@ from infinichat.model.registry import Entry, Registry
 from infinichat.model.rope import scaled_frequencies
 from infinichat.model.safetensors_file import weight_files
 from infinichat.model.tokenizer import Tokenizer, folder_tokenizer
-from infinichat.model.weights import fill, read_weights, stored_names
+from infinichat.model.weights import Stored, fill, read_weights, stored_names
 
 _MEMORY = ".memory."  # in the name of every memory parameter
 DEFAULT_WINDOW, DEFAULT_SEGMENT, DEFAULT_SINKS = 1024, 256, 4
@@ -62,6 +64,9 @@ class LoadedModel:
     chat_format: str
     parameters: int
     path: Path
+    adapters: Mapping[str, Tensor]
+    """Changes of the base that are stored with the memory and were left out of ``model``; empty when they
+    are in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +87,12 @@ def load_model(
     window: int | None = None,
     segment: int | None = None,
     registry: Registry | None = None,
+    adapted: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> LoadedModel:
     """Load the model of this name or path (without one the default), with ``window`` and ``segment`` (tokens)
-    in place of its own where given. ``on_progress`` gets tensors read and tensors in all.
+    in place of its own where given. ``adapted`` False leaves the base's weights as they are, for training.
+    ``on_progress`` gets tensors read and tensors in all.
 
     Raises ``ModelNotFoundError`` with the next step, ``ModelFileError`` naming file and tensor,
     ``UnsupportedModelError``, ``ConfigError`` for values that cannot work together.
@@ -99,7 +106,10 @@ def load_model(
         check_own_files(entry.path, stamps=registry.base.stamps)
     config = checkpoint_config(entry.path, source) if made_here else wrapped_config(source)
     with_sizes(config, window, segment)
-    model = build(config, source, memory=_memory_file(entry), dtype=dtype, on_progress=on_progress)
+    memory, adapters = stored_parts(_memory_file(entry), dtype)
+    model = build(config, source, memory=memory, dtype=dtype, on_progress=on_progress)
+    if adapted:
+        merge(model, adapters)
     _check_vocabulary(source.tokenizer, config, entry.path)
     return LoadedModel(
         model=model,
@@ -110,7 +120,18 @@ def load_model(
         chat_format=config.chat_format,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         path=entry.path,
+        adapters={} if adapted else adapters,
     )
+
+
+def stored_parts(file: Path | None, dtype: torch.dtype) -> tuple[list[Stored] | None, dict[str, Tensor]]:
+    """What was trained, from a checkpoint's own file: the memory's tensors (None without a file) and the
+    adapters'."""
+    if file is None:
+        return None, {}
+    found = list(read_weights(file, dtype=lambda _: wide_dtype(dtype)))
+    adapters = {stored.name: stored.tensor for stored in found if MARK in stored.name}
+    return [stored for stored in found if MARK not in stored.name], adapters
 
 
 def read_source(weights: Path) -> Source:
@@ -187,12 +208,12 @@ def build(
     config: InfiniConfig,
     source: Source,
     *,
-    memory: Path | None = None,
+    memory: Iterable[Stored] | None = None,
     dtype: torch.dtype = torch.float32,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> InfiniForCausalLM:
-    """The model of ``config`` with the weights of ``source`` and the trained parts in the safetensors file
-    ``memory``; without it the memories have their closed start, the same every time.
+    """The model of ``config`` with the weights of ``source`` and the trained tensors ``memory`` by name;
+    without them the memories have their closed start, the same every time.
 
     Raises ``ModelFileError`` and ``UnsupportedModelError`` naming the tensor.
     """
@@ -203,7 +224,7 @@ def build(
 
     stored = read_weights(source.weights, dtype=precision, header=source.header)
     if memory is not None:
-        stored = chain(stored, read_weights(memory, dtype=precision))
+        stored = chain(stored, memory)
     names = list(model.state_dict())
     complete = memory is not None or any(_MEMORY in name for name in stored_names(source.weights))
     complete = complete or config.memory_trained

@@ -72,7 +72,7 @@ def _limits(name: str, config: InfiniConfig, counts: Counts) -> tuple[int, int] 
         return 0, config.vocab_size - 1
     if kind in ("written", "bank_order"):
         return 0, counts.seen
-    return (0, 1) if kind == "strength" else None
+    return (0, 1) if kind in ("strength", "tail_strength", "bank_joined", "bank_route") else None
 
 
 def state_tensors(config: InfiniConfig, counts: Counts) -> dict[str, TensorSpec]:

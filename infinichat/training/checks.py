@@ -14,7 +14,7 @@ from torch import Tensor
 from infinichat.corpus.conversations import OTHER
 from infinichat.model.bank_memory import BankMemory
 from infinichat.training.pool import Pool
-from infinichat.training.reading import project, read, stray_tokens, write
+from infinichat.training.reading import follow, project, read, stray_tokens, write
 
 PIECE = 8192
 """Tokens that are looked at together."""
@@ -40,7 +40,11 @@ def recall_on(
         places = [torch.arange(a.value - 1, a.value + a.count - 1) for a in episode.asked]
         strange = torch.tensor([a.value - 1 for a in episode.strangers], dtype=torch.long)
         queries = project(memory, pool.around(torch.cat((*places, strange))))
-        weights = read(memory, bank, queries).exp()
+        weights, start = read(memory, bank, queries).exp(), 0
+        for some in places:
+            part = slice(start, start + len(some))
+            weights[part] = follow(pool, bank, some, weights[part])[0]
+            start = part.stop
         right = _right(weights, bank.ids, pool.ids[torch.cat(places) + 1])
         at = 0
         for a in episode.asked:

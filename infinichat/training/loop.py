@@ -64,7 +64,6 @@ def seeded(seed: int, stage: str, step: int) -> random.Random:
 
 def run_stage(
     stage: Stage,
-    memory: nn.Module,
     out: Path,
     plan: Plan,
     *,
@@ -72,11 +71,11 @@ def run_stage(
     report: Callable[[str], None] | None = None,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
 ) -> None:
-    """Train ``memory`` in place for ``plan.steps`` steps; what is in ``out`` is taken up where it stopped.
-    Writes ``<stage>.safetensors`` (the run's state) and ``<stage>.jsonl`` (one line per logged step, and one
-    per check). ``report`` gets a line at each logged step."""
+    """Train ``stage``'s parameters in place for ``plan.steps`` steps; what is in ``out`` is taken up where it
+    stopped. Writes ``<stage>.safetensors`` (the run's state) and ``<stage>.jsonl`` (one line per logged step,
+    and one per check). ``report`` gets a line at each logged step."""
     out.mkdir(parents=True, exist_ok=True)
-    parameters = trainable(memory, stage)
+    parameters = trainable(stage)
     groups = [
         {"params": [p], "lr": stage.rates[name], "rate": stage.rates[name]} for name, p in parameters.items()
     ]

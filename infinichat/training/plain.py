@@ -13,10 +13,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infinichat.attention.window import inverse_frequencies, rotary, rotate
+from infinichat.model.adapters import Adapters
 from infinichat.model.modeling_infini import InfiniForCausalLM
 from infinichat.protocols import TextTokenizer
 
@@ -25,24 +26,35 @@ CONTROLS = ("<|im_start|>", "<|im_end|>")
 
 
 def decode(
-    model: InfiniForCausalLM, h: Tensor, *, first: int, last: int, added: Tensor | None = None
+    model: InfiniForCausalLM,
+    h: Tensor,
+    *,
+    first: int,
+    last: int,
+    added: Tensor | None = None,
+    adapters: Adapters | None = None,
 ) -> Tensor:
-    """States h [B, T, C] before layer ``first`` to states before layer ``last``. Rows may be padded at the
-    right."""
+    """States h [B, T, C] before layer ``first`` to states before layer ``last``, with ``adapters`` where
+    given. Rows may be padded at the right."""
     config = model.config
     frequencies = inverse_frequencies(config.head_dim, config.infini_rope["theta"])
     cos, sin = rotary(torch.arange(h.shape[1]), frequencies, h.dtype)
     for index in range(first, last):
         layer = model.model.layers[index]
         at, x = layer.self_attn, layer.input_layernorm(h)
+
+        def project(name: str, x: Tensor, at: nn.Module = at, index: int = index) -> Tensor:
+            y: Tensor = at.get_submodule(name)(x)
+            return y if adapters is None else y + adapters.added(index, name, x)
+
         q, k, v = (
-            proj(x).unflatten(-1, (-1, config.head_dim)).transpose(1, 2)
-            for proj in (at.q_proj, at.k_proj, at.v_proj)
+            torch.unflatten(project(name, x), -1, (-1, config.head_dim)).transpose(1, 2)
+            for name in ("q_proj", "k_proj", "v_proj")
         )
         out = F.scaled_dot_product_attention(
             rotate(q, cos, sin), rotate(k, cos, sin), v, is_causal=True, enable_gqa=True
         )
-        h = h + at.o_proj(out.transpose(1, 2).flatten(2))
+        h = h + project("o_proj", out.transpose(1, 2).flatten(2))
         if index == first and added is not None:
             h = h + added.to(h.dtype)
         h = h + layer.mlp(layer.post_attention_layernorm(h))

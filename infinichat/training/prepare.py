@@ -24,6 +24,7 @@ from infinichat.corpus.conversations import StreamMaker
 from infinichat.corpus.facts import FactMaker, Side
 from infinichat.corpus.filler import Filler
 from infinichat.errors import UsageError
+from infinichat.model.adapters import Adapters
 from infinichat.model.bank_memory import BankMemory
 from infinichat.model.base_weights import read_config
 from infinichat.model.checkpoint import write_checkpoint
@@ -54,7 +55,8 @@ Report = Callable[[str], None]
 @dataclass(frozen=True, slots=True)
 class Options:
     """What to train from and for how long. ``steps`` are per stage; ``tokens`` per shard of the cache;
-    ``general`` questions are put to the base; ``fresh``: from an untrained memory, whatever the checkpoint
+    ``general`` questions are put to the base; ``rank`` of the
+    adapters above the memory, 0 for none; ``fresh``: from an untrained memory, whatever the checkpoint
     has."""
 
     text: Path
@@ -65,6 +67,7 @@ class Options:
     steps: dict[str, int] | None = None
     seed: int = 0
     general: int = 240
+    rank: int = 8
     fresh: bool = True
 
     def steps_of(self, stage: str) -> int:
@@ -115,16 +118,32 @@ def train_memory(loaded: LoadedModel, options: Options, *, report: Report, say: 
     pool = pool_of(loaded, layer, options, ("train", "mixed", "general"))
     checks = {side: pool_of(loaded, layer, options, (side,)) for side in CHECK_SIDES}
     report(f"{len(pool.told)} facts in {len(pool.ids):,} tokens")
+    adapters = adapters_of(loaded, layer, options)
     for name in options.stages:
         start = not (options.out / f"{name}.safetensors").exists()
-        stage = _stage(name, loaded, layer, memory, pool, start=start and options.fresh, seed=options.seed)
+        if name == "marks" and start and options.fresh:
+            mark_as_keys(memory, seed=options.seed)
+        stage = _stage(name, loaded, layer, memory, pool, adapters)
         check = Check(CHECK_EVERY[name], partial(_checked, name, memory, checks), say or report)
-        run_stage(
-            stage, memory, options.out, Plan(options.steps_of(name), options.seed), check=check, report=report
-        )
+        plan = Plan(options.steps_of(name), options.seed)
+        run_stage(stage, options.out, plan, check=check, report=report)
     arguments = asdict(options) | {"text": options.text.name, "out": options.out.name}
     record = run_record(arguments, data=hashes, seconds=time.perf_counter() - started)
-    return write(loaded, layer, memory, options.out / "checkpoint", record)
+    return write(loaded, layer, memory, options.out / "checkpoint", record, adapters=adapters)
+
+
+def adapters_of(loaded: LoadedModel, layer: int, options: Options) -> Adapters | None:
+    """Adapters for the layers from ``layer`` on: the checkpoint's own, or new ones that change nothing."""
+    given = {} if options.fresh else loaded.adapters
+    ranks = {tensor.shape[0] for name, tensor in given.items() if name.endswith("down")}
+    rank = ranks.pop() if ranks else options.rank
+    if not rank:
+        return None
+    torch.manual_seed(options.seed)
+    adapters = Adapters(loaded.model.config, first=layer, rank=rank)
+    if given:
+        adapters.take(given)
+    return adapters
 
 
 def pool_of(
@@ -213,13 +232,16 @@ def mark_as_keys(memory: BankMemory, *, seed: int) -> None:
 
 
 def _stage(
-    name: str, loaded: LoadedModel, layer: int, memory: BankMemory, pool: Pool, *, start: bool, seed: int
+    name: str,
+    loaded: LoadedModel,
+    layer: int,
+    memory: BankMemory,
+    pool: Pool,
+    adapters: Adapters | None,
 ) -> Stage:
     if name == "keys":
         return KeysStage(memory, pool)
     if name == "marks":
-        if start:
-            mark_as_keys(memory, seed=seed)
         return MarksStage(memory, pool)
     if name == "gate":
         return GateStage(memory, pool)
@@ -227,18 +249,26 @@ def _stage(
         # From zero, W_om and alpha would wait for each other; 8 was measured to be near where it ends.
         memory.alpha.data.fill_(8.0)
         memory.read_bias.data.zero_()
-    return RecallStage(memory, pool, loaded.model, layer=layer)
+    return RecallStage(memory, pool, loaded.model, layer=layer, adapters=adapters)
 
 
 def write(
-    loaded: LoadedModel, layer: int, memory: BankMemory, folder: Path, record: dict[str, object]
+    loaded: LoadedModel,
+    layer: int,
+    memory: BankMemory,
+    folder: Path,
+    record: dict[str, object],
+    *,
+    adapters: Adapters | None = None,
 ) -> Path:
-    """The checkpoint: the source's configuration with a trained memory, and the memory's parameters."""
+    """The checkpoint: the source's configuration with a trained memory, its parameters and the adapters'."""
     source = read_config(loaded.path)
     known = {key: value for key, value in source.items() if key not in ("files", "model_type")}
     config = InfiniConfig(**(known | {"memory_trained": True}))
     prefix = f"model.layers.{layer}.memory."
     tensors = {prefix + name: value.detach().to(torch.float32) for name, value in memory.named_parameters()}
+    if adapters is not None:
+        tensors |= adapters.stored()
     extra = {"run.json": json.dumps(record, indent=2) + "\n"}
     write_checkpoint(folder, config, memory=tensors, extra=extra)
     return folder

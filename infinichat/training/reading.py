@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from infinichat.attention.bank import headwise_unit, replaced, unit
+from infinichat.attention.bank import followed, headwise_unit, replaced, unit
 from infinichat.corpus.conversations import OTHER
 from infinichat.model.bank_memory import BankMemory
 from infinichat.training.pool import Episode, Pool, value_places
@@ -71,14 +71,26 @@ def write(
 
 
 def read(memory: BankMemory, bank: Bank, queries: Tensor, *, unseen: Tensor | None = None) -> Tensor:
-    """Logarithms of the weights [n, slots + 1] for unit queries [n, K]; the last is the null slot's. Slots
-    that are ``unseen`` [n, slots] have no weight."""
+    """Logarithms of the weights [n, slots + 1] for unit queries [n, K], each by itself; the last is the null
+    slot's. Slots that are ``unseen`` [n, slots] have no weight."""
     rule = memory.rule(queries.dtype)
     scores = rule.beta * (queries @ bank.keys.T) + bank.bias
     if unseen is not None:
         scores = scores.masked_fill(unseen, float("-inf"))
     null = (rule.beta * rule.null).expand(len(queries), 1)
     return torch.cat((scores, null), dim=1).log_softmax(dim=1)
+
+
+def follow(
+    pool: Pool, bank: Bank, places: Tensor, weights: Tensor, *, unseen: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """``weights`` [n, slots + 1] of the reads at ``places`` [n], one right after the other, with values
+    followed to their end, and the share [n] of those that have ended."""
+    after = F.pad(bank.places[1:] == bank.places[:-1] + 1, (1, 0))[None, None]
+    steps = after.expand(1, len(places), len(bank.ids)) if unseen is None else after & ~unseen[None]
+    start = torch.zeros_like(weights[:1, :-1])
+    got, ended, _ = followed(weights[None], pool.ids[places][None], bank.ids[None], steps, start)
+    return got[0], ended[0]
 
 
 def stray_tokens(pool: Pool, count: int, rng: random.Random) -> Tensor:

@@ -1,4 +1,7 @@
-"""The last stage of a bank memory: what its reads add to the residual, through the frozen layers above it.
+"""The last stage of a bank memory: what its reads add to the residual, and how the layers above use it.
+
+The layers above are frozen but for low-rank changes of their attention (``model.adapters``), which learn to
+repeat what a question asks for, word by word, and to say that it was never told.
 
 Answers are learned by cross-entropy under banks of many facts. Everything else must stay the base's: its own
 distribution on talk and on general questions is held by KL under the same banks, and what is added where
@@ -15,13 +18,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from infinichat.corpus.conversations import GENERAL, Asked
+from infinichat.model.adapters import Adapters
 from infinichat.model.bank_memory import BankMemory
 from infinichat.model.modeling_infini import InfiniForCausalLM
 from infinichat.training.plain import decode
 from infinichat.training.pool import Episode, Pool
-from infinichat.training.reading import Bank, project, read, stray_tokens, write
+from infinichat.training.reading import Bank, follow, project, read, stray_tokens, write
 
-READ = ("out", "confidence", "found_bias", "read_gate", "adapt_in", "adapt_in_bias", "adapt_out")
+READ = ("out", "confidence", "ending", "found_bias", "read_gate", "adapt_in", "adapt_in_bias", "adapt_out")
 READ_SCALARS = ("alpha", "read_confidence", "read_bias")
 QUIET, OTHERS = 100, 3
 """Tokens of talk, and how many general questions, that are held to the base's distribution in a step."""
@@ -34,7 +38,7 @@ JUDGED = 48
 
 
 class RecallStage:
-    """Trains the read into the residual, through the frozen layers above the memory."""
+    """Trains the read into the residual, and ``adapters`` of the layers above where there are some."""
 
     name = "recall"
 
@@ -45,13 +49,17 @@ class RecallStage:
         model: InfiniForCausalLM,
         *,
         layer: int,
+        adapters: Adapters | None = None,
         rate: float = 1e-3,
         streams: int = 3,
         longest: int = 360,
     ) -> None:
         self.memory, self.pool, self.model, self.layer = memory, pool, model, layer
         self.streams, self.longest = streams, longest
-        self.rates = dict.fromkeys(READ, rate) | dict.fromkeys(READ_SCALARS, 3e-2)
+        self.adapters = adapters
+        changes = {} if adapters is None else {f"adapters.{k}": p for k, p in adapters.pairs.items()}
+        self.parameters = {**dict(memory.named_parameters()), **changes}
+        self.rates = dict.fromkeys((*READ, *changes), rate) | dict.fromkeys(READ_SCALARS, 3e-2)
         by_stream: dict[int, list[Asked]] = {}
         answerable = {a.answer for a in pool.known}
         for a in pool.asked:
@@ -120,22 +128,23 @@ class RecallStage:
                 # What this stream tells itself is there from the next token on.
                 own = (bank.places >= start) & (bank.places < start + length)
                 unseen = own[None] & (bank.places[None] >= places[:, None])
-                p = read(
-                    self.memory, bank, project(self.memory, self.pool.around(places)), unseen=unseen
-                ).exp()
+                queries = project(self.memory, self.pool.around(places))
+                p = read(self.memory, bank, queries, unseen=unseen).exp()
+                p, ended = follow(self.pool, bank, places, p, unseen=unseen)
                 values = p[:, :-1] @ self.pool.values(bank.ids)
                 something = ~unseen.all(dim=1, keepdim=True)
-            got = self.memory.added(self.pool.inputs(places), values, p[:, -1:]) * something
+            inputs = self.pool.inputs(places)
+            got = self.memory.added(inputs, values, p[:, -1:], ended[:, None]) * something
             h = self.pool.hidden[places]
             hidden[index, :length], added[index, :length] = h.to(hidden.dtype), got
             energy.append(got.square().sum(dim=-1) / h.float().square().sum(dim=-1).clamp(min=1.0))
         return hidden, added, energy
 
     def _upper(self, hidden: Tensor, added: Tensor | None) -> Tensor:
-        last = self.model.config.num_hidden_layers
-        normed: Tensor = self.model.model.norm(
-            decode(self.model, hidden, first=self.layer, last=last, added=added)
-        )
+        """The final states; without ``added`` those of the base, which no adapter changes."""
+        last, adapters = self.model.config.num_hidden_layers, None if added is None else self.adapters
+        final = decode(self.model, hidden, first=self.layer, last=last, added=added, adapters=adapters)
+        normed: Tensor = self.model.model.norm(final)
         return normed
 
     def _answers(

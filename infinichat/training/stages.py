@@ -40,9 +40,11 @@ SCALARS = ("head_weight", "beta", "null", "recency")
 
 
 class Stage(Protocol):
-    """What the loop runs: parameters by name with learning rates, and a loss with numbers for the log."""
+    """What the loop runs: all parameters by name, the learning rates of those that it trains, and a loss with
+    numbers for the log."""
 
     name: str
+    parameters: dict[str, nn.Parameter]
     rates: dict[str, float]
 
     def loss(self, rng: random.Random) -> tuple[Tensor, dict[str, float]]: ...
@@ -57,6 +59,7 @@ class KeysStage:
         if not pool.known:
             raise UsageError("The cache has no fact that is told and asked for; prepare more of it first.")
         self.memory, self.pool, self.dropout = memory, pool, dropout
+        self.parameters = dict(memory.named_parameters())
         self.rates = {"context": rate} | dict.fromkeys(SCALARS, 1e-2)
 
     def loss(self, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
@@ -97,6 +100,7 @@ class MarksStage:
         if not any(len(tellings) > 1 for tellings in pool.told.values()):
             raise UsageError("The cache has no corrected fact; prepare more of it first.")
         self.memory, self.pool, self.dropout = memory, pool, dropout
+        self.parameters = dict(memory.named_parameters())
         self.rates = {"fade": rate, "erase": 1e-2}
 
     def loss(self, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
@@ -133,6 +137,7 @@ class GateStage:
         self.other = (pool.labels == OTHER).nonzero()[:, 0]
         if not len(self.value) or not len(self.other):
             raise UsageError("The cache has no value tokens or no others; prepare more of it first.")
+        self.parameters = dict(memory.named_parameters())
         self.rates = {"gate_taps": rate, "gate_bias": rate}
 
     def logits(self, places: Tensor) -> Tensor:
@@ -156,11 +161,8 @@ class GateStage:
         return cross + 0.5 * margin, numbers
 
 
-def trainable(memory: nn.Module, stage: Stage) -> dict[str, nn.Parameter]:
-    """The parameters of ``stage`` by name, the only ones that ask for gradients afterwards."""
-    chosen = {}
-    for name, parameter in memory.named_parameters():
+def trainable(stage: Stage) -> dict[str, nn.Parameter]:
+    """The parameters that ``stage`` trains by name, the only ones that ask for gradients afterwards."""
+    for name, parameter in stage.parameters.items():
         parameter.requires_grad_(name in stage.rates)
-        if name in stage.rates:
-            chosen[name] = parameter
-    return chosen
+    return {name: stage.parameters[name] for name in stage.rates}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from infinichat.attention.bank import BankRule, BankState, bank_read, bank_write, headwise_unit
+from infinichat.attention.bank import BankRead, BankRule, BankState, bank_read, bank_write, headwise_unit
 
 F64 = torch.float64
 SLOTS, WIDTH = 4, 6
@@ -18,22 +20,45 @@ def rule(**changes: float) -> BankRule:
 
 def empty() -> BankState:
     pairs, counts = torch.zeros(1, SLOTS, WIDTH, dtype=F64), torch.zeros(1, SLOTS, dtype=torch.int64)
-    return BankState(pairs, pairs, pairs, counts, torch.zeros(1, SLOTS, dtype=F64), counts)
+    nothing = torch.zeros(1, SLOTS, dtype=F64)
+    return BankState(pairs, pairs, pairs, counts, nothing, counts, counts, nothing)
 
 
-def told(bank: BankState, facts: list[tuple[int, int]], written: int, **changes: float) -> BankState:
-    """The bank after facts of (key number, value number), all in one call."""
+def told(
+    bank: BankState,
+    facts: list[tuple[int, int]],
+    written: int,
+    *,
+    joined: tuple[int, ...] = (),
+    **changes: float,
+) -> BankState:
+    """The bank after facts of (key number, value number), all in one call; those at ``joined`` come right
+    after the one before them."""
     axes = torch.eye(WIDTH, dtype=F64)
     keys, values = (axes[[fact[at] for fact in facts]][None] for at in (0, 1))
     ids = torch.tensor([[value for _, value in facts]])
     chosen, before = torch.ones_like(ids, dtype=torch.bool), torch.tensor([written])
-    return bank_write(bank, (keys, keys, values, ids), chosen=chosen, written=before, rule=rule(**changes))
+    together = torch.tensor([[at in joined for at in range(len(facts))]])
+    return bank_write(
+        bank,
+        (keys, keys, values, ids),
+        chosen=chosen,
+        joined=together,
+        written=before,
+        rule=rule(**changes),
+    )
 
 
 def asked(bank: BankState, key: int, written: int) -> tuple[Tensor, float]:
-    query = torch.eye(WIDTH, dtype=F64)[None, key : key + 1]
-    got = bank_read(query, bank, torch.tensor([written]), rule())
+    query, nothing = torch.eye(WIDTH, dtype=F64)[None, key : key + 1], torch.tensor([[-1]])
+    got = bank_read(query, nothing, bank, torch.tensor([written]), rule())
     return got.values[0, 0], float(got.null[0, 0])
+
+
+def said(bank: BankState, queries: list[int], tokens: list[int], written: int) -> BankRead:
+    """Reads by ``tokens``, one after the other, that ask for the keys ``queries``."""
+    asking = torch.eye(WIDTH, dtype=F64)[queries][None]
+    return bank_read(asking, torch.tensor([tokens]), bank, torch.tensor([written]), rule())
 
 
 def test_an_empty_bank_answers_that_nothing_matches() -> None:
@@ -88,8 +113,57 @@ def test_tokens_that_are_not_chosen_leave_no_trace() -> None:
     keys = torch.eye(WIDTH, dtype=F64)[None, :2]
     new, ids = (keys, keys, keys * 7), torch.tensor([[1, 2]])
     nothing = torch.zeros(1, 2, dtype=torch.bool)
-    after = bank_write(bank, (*new, ids), chosen=nothing, written=torch.tensor([1]), rule=rule())
+    after = bank_write(
+        bank, (*new, ids), chosen=nothing, joined=nothing, written=torch.tensor([1]), rule=rule()
+    )
     assert all(torch.equal(one, other) for one, other in zip(bank.tensors(), after.tensors(), strict=True))
+
+
+def test_a_value_is_followed_where_its_next_token_is_not_found() -> None:
+    """Told 3 4 under one key; after 3 is said the query fits nothing, and 4 is read all the same."""
+    bank = told(empty(), [(0, 3), (1, 4)], 0, joined=(1,))
+    read = said(bank, [0, 5], [9, 3], 2)
+    assert int(read.values[0, 1].argmax()) == 4
+    assert float(read.null[0, 1]) < 0.02
+    apart = said(told(empty(), [(0, 3), (1, 4)], 0), [0, 5], [9, 3], 2)
+    assert float(apart.null[0, 1]) > 0.98
+
+
+def test_a_value_that_has_been_said_to_its_end_is_followed_by_nothing() -> None:
+    """3 is all of the value; what is stored under the next key belongs to something else."""
+    bank = told(empty(), [(0, 3), (1, 4)], 0)
+    read = said(bank, [0, 1], [9, 3], 2)
+    assert float(read.null[0, 1]) > 0.98
+    assert float(read.ended[0, 1]) > 0.98
+    assert float(read.ended[0, 0]) == 0
+
+
+def test_who_says_something_else_than_what_was_read_is_not_led_on() -> None:
+    bank = told(empty(), [(0, 3), (1, 4)], 0, joined=(1,))
+    assert float(said(bank, [0, 5], [9, 2], 2).null[0, 1]) > 0.98
+
+
+def test_a_value_is_followed_through_any_cut_into_calls() -> None:
+    bank = told(empty(), [(0, 3), (1, 4), (2, 5)], 0, joined=(1, 2))
+    whole = said(bank, [0, 5, 5, 5], [9, 3, 4, 5], 3)
+    step, rows = bank, []
+    for query, token in zip([0, 5, 5, 5], [9, 3, 4, 5], strict=True):
+        read = said(step, [query], [token], 3)
+        step = replace(step, route=read.route)
+        rows.append(read)
+    torch.testing.assert_close(torch.cat([r.values for r in rows], dim=1), whole.values)
+    torch.testing.assert_close(torch.cat([r.ended for r in rows], dim=1), whole.ended)
+    torch.testing.assert_close(rows[-1].route, whole.route)
+    assert whole.values[0, :3].argmax(dim=-1).tolist() == [3, 4, 5]
+
+
+def test_padding_does_not_break_a_value_off() -> None:
+    bank = told(empty(), [(0, 3), (1, 4)], 0, joined=(1,))
+    asking = torch.eye(WIDTH, dtype=F64)[[0, 4, 5]][None]
+    real = torch.tensor([[True, False, True]])
+    read = bank_read(asking, torch.tensor([[9, 3, 3]]), bank, torch.tensor([2]), rule(), real=real)
+    assert int(read.values[0, 2].argmax()) == 4
+    assert float(read.null[0, 2]) < 0.02
 
 
 def test_headwise_units_have_length_one_and_compare_as_a_mean_over_heads() -> None:

@@ -54,7 +54,7 @@ def group(**changes: Any) -> Group:
 
 @pytest.fixture
 def bench(make_engine: MakeEngine) -> Bench:
-    return Bench.of(make_engine(window=256, segment=128, memory_slots=3000))
+    return Bench.of(make_engine(window=256, segment=128, memory_slots=8000))
 
 
 Go = Callable[..., list[dict[str, Any]]]

@@ -54,6 +54,7 @@ def expected(model: InfiniForCausalLM, ids: Tensor) -> Expected:
             banked = bank_layer(
                 x,
                 token_values(embedding, config.memory_heads),
+                ids.tolist(),
                 BankParameters(**dict(layer.memory.named_parameters())),
                 order=config.memory_order,
                 slots=config.memory_slots,

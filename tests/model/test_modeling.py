@@ -80,7 +80,8 @@ def test_prompts_of_whole_segments_and_one_more_or_less_are_the_definition_s(
 @kinds
 @windows
 def test_gradients_are_the_definition_s(kind: Kind, window: str) -> None:
-    model, ids = model_of(kind, window), some_ids(21)
+    # Few different tokens, so that a bank follows some of what it read.
+    model, ids = model_of(kind, window), some_ids(21) % 7 + 1
     weight = torch.randn(21, VOCABULARY, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     parameters = dict(model.named_parameters())
     ours = torch.autograd.grad((model(ids).logits[0] * weight).sum(), list(parameters.values()))

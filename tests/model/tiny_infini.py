@@ -90,7 +90,7 @@ def close_memory(model: InfiniForCausalLM) -> None:
             for parameter in (layer.memory.alpha, layer.memory.confidence, layer.memory.found_bias):
                 parameter.zero_()
         elif isinstance(layer.memory, BankMemory):
-            for name in ("alpha", "confidence", "found_bias", "adapt_out"):
+            for name in ("alpha", "confidence", "ending", "found_bias", "adapt_out"):
                 layer.memory.get_parameter(name).zero_()
 
 

@@ -17,6 +17,7 @@ from infinichat.corpus.facts import FactMaker
 from infinichat.corpus.filler import Filler
 from infinichat.engine.byte_tokenizer import ByteTokenizer
 from infinichat.errors import UsageError
+from infinichat.model.adapters import Adapters
 from infinichat.model.bank_memory import BankMemory
 from infinichat.model.configuration_infini import InfiniConfig
 from infinichat.model.modeling_infini import InfiniForCausalLM
@@ -34,7 +35,7 @@ from infinichat.training.loop import Check, Plan, run_stage
 from infinichat.training.plain import decode, lower, offsets_of
 from infinichat.training.plots import draw, series
 from infinichat.training.pool import Episode, Pool
-from infinichat.training.reading import read, same_slot, slots_of, write
+from infinichat.training.reading import follow, read, same_slot, slots_of, write
 from infinichat.training.recall import RecallStage
 from infinichat.training.stages import GateStage, KeysStage, MarksStage
 
@@ -136,17 +137,17 @@ def test_preparing_again_writes_only_what_is_missing(
 def test_each_stage_lowers_its_loss(model: InfiniForCausalLM, cached: Shard, tmp_path: Path) -> None:
     memory, pool = memory_of(model), Pool([cached], model, LAYER)
     memory.alpha.data.fill_(1.0)
+    adapters = Adapters(model.config, first=LAYER, rank=2)
     stages = (
         KeysStage(memory, pool),
         MarksStage(memory, pool),
         GateStage(memory, pool),
-        RecallStage(memory, pool, model, layer=LAYER, streams=2, longest=700),
+        RecallStage(memory, pool, model, layer=LAYER, adapters=adapters, streams=2, longest=700),
     )
     for stage in stages:
         losses: list[float] = []
         run_stage(
             stage,
-            memory,
             tmp_path / "run",
             Plan(30),
             on_step=lambda _, n, kept=losses: kept.append(n["loss"]),
@@ -167,7 +168,7 @@ def test_a_stopped_run_goes_on_exactly(model: InfiniForCausalLM, cached: Shard, 
             if step == stop:
                 raise Stop
 
-        run_stage(stage, memory, out, Plan(8, save_every=4), on_step=halt)
+        run_stage(stage, out, Plan(8, save_every=4), on_step=halt)
         return {name: p.detach().clone() for name, p in memory.named_parameters()}
 
     whole = train(tmp_path / "a", None)
@@ -199,7 +200,7 @@ def test_held_out_recall_is_logged_and_drawn(model: InfiniForCausalLM, cached: S
     said: list[str] = []
     passing: list[str] = []
     check = Check(5, lambda: recall_on(memory, pool, facts=8, questions=8), said.append)
-    run_stage(KeysStage(memory, pool), memory, tmp_path, Plan(10), check=check, report=passing.append)
+    run_stage(KeysStage(memory, pool), tmp_path, Plan(10), check=check, report=passing.append)
     lines = [json.loads(line) for line in (tmp_path / "keys.jsonl").read_text().splitlines()]
     figures = [line["check"] for line in lines if "check" in line]
     assert len(figures) == len(said) == 2
@@ -238,15 +239,22 @@ def test_the_made_up_bank_is_the_products(model: InfiniForCausalLM, cached: Shar
             torch.zeros(1, count, dtype=torch.long),
             torch.zeros(1, count),
             torch.zeros(1, count, dtype=torch.long),
+            torch.zeros(1, count, dtype=torch.long),
+            torch.zeros(1, count),
         )
         new = (bank.keys[None], marks[None], pool.values(bank.ids)[None], bank.ids[None])
         chosen, rule = torch.ones(1, count, dtype=torch.bool), memory.rule(torch.float32)
-        real = bank_write(start, new, chosen=chosen, written=torch.tensor([0]), rule=rule)
+        joined = F.pad(bank.places[1:] == bank.places[:-1] + 1, (1, 0))[None]
+        written = torch.tensor([count])
+        real = bank_write(start, new, chosen=chosen, joined=joined, written=written - count, rule=rule)
+        places = bank.places[:5]
         queries = bank.keys[:5]
-        expected = bank_read(queries[None], real, torch.tensor([count]), rule)
-        ours = read(memory, bank, queries).exp()
+        expected = bank_read(queries[None], pool.ids[places][None], real, written, rule)
+        ours, ended = follow(pool, bank, places, read(memory, bank, queries).exp())
+    assert joined.any()
     torch.testing.assert_close(ours[:, :-1] @ pool.values(bank.ids), expected.values[0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(ours[:, -1], expected.null[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ended, expected.ended[0], atol=1e-4, rtol=1e-4)
 
 
 def test_what_a_stream_tells_is_read_from_the_next_token_on(
