@@ -29,13 +29,13 @@ from infinichat.messages import (
 )
 from infinichat.protocols import Engine, EngineInfo
 from infinichat.session.answering import Clock, Growing, answer, keep, tokens_seen
-from infinichat.session.chain import place_chain
 from infinichat.session.continuing import take_up
 from infinichat.session.keeper import Arrival, StateKeeper
 from infinichat.session.reading import PendingDocument, pending_documents, read
 from infinichat.session.recovery import mark_move, recover
 from infinichat.session.route import chain_at, known_feeds
-from infinichat.session.words import storable, title_from
+from infinichat.session.saying import say
+from infinichat.session.words import storable
 from infinichat.session.words import words as _words
 from infinichat.store import SessionLock, SessionRecord, Store
 
@@ -100,29 +100,39 @@ class ChatSession:
 
     # -- turns --
 
-    def send(self, text: str, *, sampling: SamplingOptions | None = None) -> Iterator[StreamEvent]:
+    def send(
+        self, text: str, *, sampling: SamplingOptions | None = None, waited: int | None = None
+    ) -> Iterator[StreamEvent]:
         """Say something and stream the answer.
 
         The message is on disk before anything else happens. When the tip is this very message without an
-        answer, or with one that failed, it is answered again instead of being said twice.
+        answer, or with one that failed, it is answered again instead of being said twice. ``waited`` is the
+        number under which ``Store.put_waiting`` kept it until its turn came.
         """
         text = _words(text, "message")
-        return self._run(self._send(text, sampling or self._sampling))
+        return self._run(self._waited(waited, self._send(text, sampling or self._sampling, waited)))
 
     def regenerate(self, *, sampling: SamplingOptions | None = None) -> Iterator[StreamEvent]:
         """Another answer to the last user's message, beside the one there is."""
         return self._run(self._regenerate(sampling or self._sampling))
 
     def edit(
-        self, message_id: str, text: str, *, sampling: SamplingOptions | None = None
+        self,
+        message_id: str,
+        text: str,
+        *,
+        sampling: SamplingOptions | None = None,
+        waited: int | None = None,
     ) -> Iterator[StreamEvent]:
-        """Say ``text`` in the place of that user's message, and stream the answer. The old branch stays."""
+        """Say ``text`` in the place of that user's message, and stream the answer. The old branch stays.
+        ``waited`` is as for ``send``."""
         text = _words(text, "message")
         self.store.siblings(message_id, self.id)  # raises for a message that is not of this session
         message = self.store.message(message_id)
         if message.role != "user":
             raise UsageError(f"Only your own messages can be edited; this one is of role {message.role!r}.")
-        return self._run(self._edit(message, text, sampling or self._sampling))
+        edited = self._edit(message, text, sampling or self._sampling, waited)
+        return self._run(self._waited(waited, edited))
 
     def continue_answer(self, *, sampling: SamplingOptions | None = None) -> Iterator[StreamEvent]:
         """Go on with an answer that did not come to its end; it is replaced at the tip by the longer one."""
@@ -226,11 +236,22 @@ class ChatSession:
 
     # -- how a turn goes --
 
-    def _send(self, text: str, sampling: SamplingOptions) -> Iterator[StreamEvent]:
+    def _waited(self, waited: int | None, events: Iterator[StreamEvent]) -> Iterator[StreamEvent]:
+        """The events of a turn whose message is kept as waiting until the turn is over, however it ends: only
+        the end of the process leaves it there."""
+        try:
+            yield from events
+        finally:
+            if waited is not None:
+                self.store.clear_waiting(waited)
+
+    def _send(self, text: str, sampling: SamplingOptions, waited: int | None) -> Iterator[StreamEvent]:
         clock = Clock()
         user, failed = self._unanswered(text)
         if user is None:
-            user = self._say(text)
+            user = self._say(text, waited)
+        elif waited is not None:
+            self.store.waiting_said(waited, user.id)
         yield from self._answer(user, sampling, clock=clock, replaces=failed)
 
     def _regenerate(self, sampling: SamplingOptions) -> Iterator[StreamEvent]:
@@ -243,11 +264,13 @@ class ChatSession:
             raise UsageError(f"There is no answer to make again: the last message is a {last.role}.")
         yield from self._answer(user, sampling, replaces=last, rewind=True)
 
-    def _edit(self, message: Message, text: str, sampling: SamplingOptions) -> Iterator[StreamEvent]:
+    def _edit(
+        self, message: Message, text: str, sampling: SamplingOptions, waited: int | None
+    ) -> Iterator[StreamEvent]:
         clock = Clock()
         mark_move(self.store, self.id)
         self.store.set_tip(self.id, message.parent)
-        user = self._say(text)
+        user = self._say(text, waited)
         self.store.clear_draft(self.id)
         yield from self._answer(user, sampling, clock=clock, rewind=True)
 
@@ -306,19 +329,8 @@ class ChatSession:
         if self._owns_engine and old.engine is not engine:
             old.engine.close()
 
-    def _say(self, text: str) -> Message:
-        record = self.record
-        message = self.store.append(
-            self.id,
-            role="user",
-            content=text,
-            reason="complete",
-            chain=place_chain(record.tip, record.system),
-            model=self.engine_info.name,
-        )
-        if record.title is None:
-            self.store.set_title(self.id, title_from(text))
-        return message
+    def _say(self, text: str, waited: int | None) -> Message:
+        return say(self.store, self.id, text, model=self.engine_info.name, waited=waited)
 
     def _unanswered(self, text: str) -> tuple[Message | None, Message | None]:
         """The user's message at the tip when it says the same and is not answered, and the failed answer."""

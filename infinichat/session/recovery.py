@@ -4,7 +4,7 @@ A draft on disk says what was going on. Whose parent is a user's message: an ans
 becomes an answer with the reason "interrupted", with the exact ids, so its state can be fed again. Whose
 parent is a document: it was being read; what had been read becomes a document "interrupted", and reading
 goes on from there. An empty draft marks a move of the tip that was not finished, and points to where the
-tip came from.
+tip came from. Messages that were sent and not said yet are said then.
 
 Nothing here needs an engine, so ``infinichat sessions show`` after a crash has every word without a model.
 """
@@ -18,12 +18,14 @@ from infinichat.messages import FinishReason, Message
 from infinichat.protocols import FeedMode
 from infinichat.session.chain import make_feeds
 from infinichat.session.route import chain_at
+from infinichat.session.saying import say_what_waited
 from infinichat.store import Draft, Feed, Store
 
 
 def recover_interrupted(store: Store, session_id: str) -> Message | None:
-    """Recover a session that no process has open; returns the message that a crash had cut off, if any."""
-    if store.draft(session_id) is None:
+    """Recover a session that no process has open; returns the message that a crash had cut off, if any: an
+    answer or a document, or a user's message at the tip that nobody answered."""
+    if store.draft(session_id) is None and not store.left_waiting(session_id):
         return None
     try:
         lock = store.lock(session_id)
@@ -35,6 +37,11 @@ def recover_interrupted(store: Store, session_id: str) -> Message | None:
 
 def recover(store: Store, session_id: str, *, reason: FinishReason = "interrupted") -> Message | None:
     """``recover_interrupted`` for the process that has the session's lock."""
+    cut = _recover_draft(store, session_id, reason=reason)
+    return say_what_waited(store, session_id) or cut
+
+
+def _recover_draft(store: Store, session_id: str, *, reason: FinishReason) -> Message | None:
     draft = store.draft(session_id)
     if draft is None:
         return None

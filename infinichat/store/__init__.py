@@ -16,6 +16,7 @@ from infinichat.store.records import (
     SessionRecord,
     SnapshotHeader,
     SnapshotRow,
+    Waiting,
 )
 from infinichat.store.store import Store
 
@@ -29,4 +30,5 @@ __all__ = [
     "SnapshotHeader",
     "SnapshotRow",
     "Store",
+    "Waiting",
 ]

@@ -91,6 +91,11 @@ class SessionLock:
         self.release()
 
 
+def this_process() -> dict[str, Any]:
+    """What tells this process from every other one, also from a later one with its pid."""
+    return {"pid": os.getpid(), "start": process_start(os.getpid()), "host": socket.gethostname()}
+
+
 def process_start(pid: int) -> str:
     """When the process started, as an opaque word; empty where the system does not say."""
     try:
@@ -130,12 +135,7 @@ def _read_record(descriptor: int) -> dict[str, Any]:
 
 def _write_record(descriptor: int) -> str:
     token = secrets.token_hex(8)
-    record = {
-        "pid": os.getpid(),
-        "start": process_start(os.getpid()),
-        "host": socket.gethostname(),
-        "token": token,
-    }
+    record = {**this_process(), "token": token}
     os.ftruncate(descriptor, 0)
     os.lseek(descriptor, 0, os.SEEK_SET)
     os.write(descriptor, json.dumps(record).encode("utf-8"))

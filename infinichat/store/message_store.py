@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from infinichat.errors import UsageError
 from infinichat.messages import FinishReason, LayerMemory, MemoryMark, Message, Role
-from infinichat.store import answers, memory_marks, search, sessions, transcripts
+from infinichat.store import answers, memory_marks, search, sessions, transcripts, waiting
 from infinichat.store.base import StoreBase
-from infinichat.store.records import Draft, Feed, SearchHit
+from infinichat.store.records import Draft, Feed, SearchHit, Waiting
 
 
 class MessageStore(StoreBase):
@@ -26,13 +26,17 @@ class MessageStore(StoreBase):
         chain: str,
         title: str | None = None,
         model: str | None = None,
+        waited: int | None = None,
     ) -> Message:
         """Put a message below the tip and make it the tip. It is on disk when this returns.
 
         The same content at the same place is the same message: its ``reason`` is updated, nothing is added.
+        ``waited`` is the number under which ``put_waiting`` kept it.
         """
         with self._session_write(session_id) as (connection, key):
             new = self._append(connection, key, role, content, reason, chain, title, model)
+            if waited is not None:
+                waiting.said(connection, waited, new)
             return transcripts.message(connection, new, session=key)
 
     def message(self, message_id: str) -> Message:
@@ -76,6 +80,29 @@ class MessageStore(StoreBase):
         with self._session_read(session_id) as (connection, key):
             message = transcripts.message_key(connection, message_id, session=key)
             return transcripts.message(connection, transcripts.newest_descendant(connection, key, message)).id
+
+    # -- what was sent and is not answered --
+
+    def put_waiting(self, session_id: str, text: str, *, instead_of: str | None = None) -> int:
+        """Keep a message that was sent, until ``clear_waiting``; returns its number."""
+        with self._session_write(session_id) as (connection, key):
+            place = instead_of and transcripts.message_key(connection, instead_of, session=key)
+            return waiting.put(connection, key, text, instead_of=place or None)
+
+    def left_waiting(self, session_id: str) -> list[Waiting]:
+        """What processes that have ended sent to the session, and nobody answered; oldest first."""
+        with self._session_read(session_id) as (connection, key):
+            return waiting.left_behind(connection, key)
+
+    def waiting_said(self, number: int, message_id: str) -> None:
+        """What waited is this message of the transcript."""
+        with self._database.write() as connection:
+            waiting.said(connection, number, transcripts.message_key(connection, message_id))
+
+    def clear_waiting(self, number: int) -> None:
+        """What waited was answered, or will not be said. Doing it twice is fine."""
+        with self._database.write() as connection:
+            waiting.clear(connection, number)
 
     # -- the answer as it streams --
 

@@ -11,6 +11,7 @@ database made by a newer infinichat is refused and not touched.
     snapshots, snapshot_links      saved states by chain, and the sessions that use them
     words                  full-text index over what was said and read
     memory_marks           what the memory held after a message, per model fingerprint
+    waiting                messages that were sent and not answered yet
 """
 
 from __future__ import annotations
@@ -100,10 +101,23 @@ def m003_memory_marks(connection: sqlite3.Connection) -> None:
     )
 
 
+def m004_waiting(connection: sqlite3.Connection) -> None:
+    """Messages that wait for a model or for the answer before them."""
+    connection.execute(
+        """CREATE TABLE waiting (
+            key INTEGER PRIMARY KEY, session INTEGER NOT NULL REFERENCES sessions(key) ON DELETE CASCADE,
+            text TEXT NOT NULL, instead_of INTEGER REFERENCES messages(key) ON DELETE SET NULL,
+            message INTEGER REFERENCES messages(key) ON DELETE CASCADE, sender TEXT NOT NULL,
+            created REAL NOT NULL)"""
+    )
+    connection.execute("CREATE INDEX waiting_session ON waiting(session)")
+
+
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     m001_transcripts,
     m002_search,
     m003_memory_marks,
+    m004_waiting,
 )
 
 

@@ -62,6 +62,17 @@ class Draft:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """A message that was sent and not answered. ``said`` is the id under which it is in the transcript, if it
+    is; ``instead_of`` the id of the message whose place it takes, if it is an edit."""
+
+    number: int
+    text: str
+    said: str | None
+    instead_of: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class SearchHit:
     """One message that holds the words searched for.
 

@@ -1,9 +1,9 @@
 """What the user asked for and has not been answered yet, in order; painting its events as they come.
 
 A turn is a ticket of the worker and the entries that stand for it on the screen. While it waits, its message
-says for what; when it runs, its events fill the answer; when it is over, the entries become messages that are
-on disk. After a failure the screen is made equal to the store again, and a text that never reached the disk
-returns to the prompt.
+says for what, and is on disk as one that waits; when it runs, its events fill the answer; when it is over,
+the entries become messages of the transcript. After a failure the screen is made equal to the store again,
+and a text that was not said returns to the prompt.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ _DOING: dict[Kind, str] = {
 @dataclass(eq=False, slots=True)
 class Turn:
     """One ticket. ``cut`` is the message that the turn takes the place of, with all after it; ``before``
-    what an answer that goes on already said."""
+    what an answer that goes on already said; ``waited`` the number under which the store keeps the text until
+    it is answered."""
 
     ticket: int
     kind: Kind
@@ -59,6 +60,7 @@ class Turn:
     text: str = ""
     cut: str | None = None
     before: str = ""
+    waited: int | None = None
     user: UserEntry | None = None
     answer: AnswerEntry | None = None
     document: DocumentEntry | None = None
@@ -96,7 +98,13 @@ class Turns:
 
     async def send(self, text: str) -> None:
         sampling = self._screen.sampling
-        turn = self._submit("send", lambda session, _: session.send(text, sampling=sampling), text=text)
+        waited = self._screen.store.put_waiting(self._screen.session_id, text)
+        turn = self._submit(
+            "send",
+            lambda session, _: session.send(text, sampling=sampling, waited=waited),
+            text=text,
+            waited=waited,
+        )
         turn.user = UserEntry(None, text=text)
         turn.user.set_queued(self._why_waiting())
         await self._screen.transcript.begin(turn.user, instead_of=self._same_unanswered(text))
@@ -110,15 +118,22 @@ class Turns:
 
     async def edit(self, message: Message, text: str) -> None:
         sampling = self._screen.sampling
+        waited = self._screen.store.put_waiting(self._screen.session_id, text, instead_of=message.id)
         turn = self._submit(
             "edit",
-            lambda session, _: session.edit(message.id, text, sampling=sampling),
+            lambda session, _: session.edit(message.id, text, sampling=sampling, waited=waited),
             text=text,
             cut=message.id,
+            waited=waited,
         )
         turn.user = UserEntry(None, text=text)
         turn.user.set_queued(self._why_waiting())
         await self._screen.transcript.begin(turn.user, instead_of=message.id)
+
+    def answer(self) -> None:
+        """Answer the message at the end: the process that it was sent to ended before it could."""
+        sampling = self._screen.sampling
+        self._submit("send", lambda session, _: session.regenerate(sampling=sampling))
 
     def regenerate(self, last: Message) -> None:
         sampling = self._screen.sampling
@@ -151,11 +166,19 @@ class Turns:
         self._add(Turn(ticket, "open", self._screen.session_id))
 
     def _submit(
-        self, kind: Kind, run: Run, *, text: str = "", cut: str | None = None, before: str = ""
+        self,
+        kind: Kind,
+        run: Run,
+        *,
+        text: str = "",
+        cut: str | None = None,
+        before: str = "",
+        waited: int | None = None,
     ) -> Turn:
         self._screen.load()
         ticket = self._screen.worker.submit(run)
-        return self._add(Turn(ticket, kind, self._screen.session_id, text=text, cut=cut, before=before))
+        session_id = self._screen.session_id
+        return self._add(Turn(ticket, kind, session_id, text=text, cut=cut, before=before, waited=waited))
 
     def _add(self, turn: Turn) -> Turn:
         self._turns[turn.ticket] = turn
@@ -177,7 +200,14 @@ class Turns:
         if turn is None or turn.ticket not in self._turns:
             return False
         self._screen.worker.cancel(turn.ticket)
+        if turn is not self._running:
+            self._take_back(turn)
         return True
+
+    def _take_back(self, turn: Turn) -> None:
+        """The text of a turn that did not run is not to be said any more, also not after a crash."""
+        if turn.waited is not None:
+            self._screen.store.clear_waiting(turn.waited)
 
     def stop_all(self) -> None:
         """Stop what runs and drop what waits."""
@@ -266,6 +296,7 @@ class Turns:
             if turn.text:
                 # Sent again as it is, it is answered and not said twice.
                 self._screen.give_back(turn.text)
+                self._take_back(turn)
             await self._screen.transcript.note(Note(sentence(error), kind="error"))
 
     async def dropped(self, ticket: int) -> None:
@@ -274,6 +305,7 @@ class Turns:
                 return
             if turn.text:
                 self._screen.give_back(turn.text)
+                self._take_back(turn)
             if turn.user is not None:
                 await self._screen.transcript.discard(turn.user)
             if turn.kind == "edit":

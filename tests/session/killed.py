@@ -46,6 +46,8 @@ WRITES = (
     "write_feeds",
     "save_snapshot",
     "set_reason",
+    "put_waiting",
+    "clear_waiting",
 )
 
 # What the child that is killed tells: a pipe keeps what was written before the end.
@@ -131,6 +133,20 @@ def talk(session: ChatSession, tell: Tell) -> None:
         say(session, text, tell)
 
 
+def wait(session: ChatSession, tell: Tell) -> None:
+    """Two messages are sent before anything can answer; they are said and answered one after the other. What
+    a crash left of them is answered together."""
+    if not session.messages():
+        waited = []
+        for text in ("one", "two"):
+            waited.append((text, session.store.put_waiting(session.id, text)))
+            tell("said", text)
+        for text, number in waited:
+            play(session.send(text, waited=number), tell)
+    elif session.messages()[-1].role == "user" or session.messages()[-1].reason == "interrupted":
+        play(session.continue_answer(), tell)
+
+
 def edit(session: ChatSession, tell: Tell) -> None:
     """Two turns, then the first message is said otherwise."""
     edited = any(m.content == "ONE" for m in session.messages()[:1])
@@ -158,7 +174,7 @@ def read(session: ChatSession, tell: Tell) -> None:
     say(session, "two", tell)
 
 
-SCENARIOS = {"talk": talk, "edit": edit, "read": read}
+SCENARIOS = {"talk": talk, "wait": wait, "edit": edit, "read": read}
 
 
 def home(root: Path) -> Paths:

@@ -61,3 +61,25 @@ def test_killed_at_any_moment_nothing_is_lost_and_the_session_ends_as_if_nothing
         assert after["transcript"] == straight["transcript"], where
         assert after["state"] == straight["state"], where
         assert after["problems"] == [], where
+
+
+def test_killed_at_any_moment_what_waited_for_an_answer_is_said_once_in_order_and_answered(
+    tmp_path: Path,
+) -> None:
+    straight, reports = kills("wait", tmp_path, step=1)
+    assert [role for role, _, _ in straight["transcript"]] == ["user", "assistant"] * 2
+    for report in reports:
+        where = f"killed at moment {report['at']}"
+        assert (report["status"], report["ended"]) == (-9, 0), f"{where}: {report['after'][1]}"
+        after = report["after"][1]
+        sent = [text for kind, text in report["told"] if kind == "said"]
+        said = [content for role, content in after["before"] if role == "user"]
+        # The moment of the kill may lie between keeping a message and telling so.
+        assert said[: len(sent)] == sent, where
+        assert said in ([], ["one"], ["one", "two"]), where
+        assert [content for role, content, _ in after["transcript"] if role == "user"] == (
+            said or ["one", "two"]
+        ), where
+        assert after["transcript"][-1][0] == "assistant", where
+        assert after["transcript"][-1][2] == "stop", where
+        assert after["problems"] == [], where

@@ -64,7 +64,7 @@ def test_before_a_step_a_whole_copy_is_made(paths: Paths) -> None:
     make_version_1(paths)
     Store.open(paths).close()
     copies = sorted(paths.backups.iterdir())
-    assert [copy.name.split("-")[1] for copy in copies] == ["format1", "format2"]
+    assert [copy.name.split("-")[1] for copy in copies] == ["format1", "format2", "format3"]
     copy = copies[0]
     assert copy.stat().st_mode & 0o777 == 0o600
     assert version(copy) == 1

@@ -85,6 +85,7 @@ class ChatScreen(Screen[None]):
         self.commands = ChatCommands(self)
         self._wanted_model: str | None = None
         self._begun = False
+        self._left_unanswered = False  # a process ended before it could answer the message at the end
 
     @property
     def store(self) -> Store:
@@ -133,7 +134,13 @@ class ChatScreen(Screen[None]):
         """Begin to load the checkpoint and to open the session, unless that has begun: at the start, or when
         something is asked for before it."""
         if not self.turns.opened:
-            self.turns.open(self._wanted_model)
+            self._open_on_worker(self._wanted_model)
+
+    def _open_on_worker(self, model: str | None) -> None:
+        self.turns.open(model)
+        if self._left_unanswered:
+            self._left_unanswered = False
+            self.turns.answer()
 
     def want_model(self, model: str | None) -> None:
         """The checkpoint to load at the start; ``None`` is the session's own, or the default one."""
@@ -170,16 +177,17 @@ class ChatScreen(Screen[None]):
         self._paint_session()
 
     def _recover(self) -> None:
-        """Make a message of what a crash left of an answer: its words need no model."""
-        if self.store.draft(self.session_id) is None:
+        """Make messages of what a crash left, of an answer and of what was sent: words need no model."""
+        if self.store.draft(self.session_id) is None and not self.store.left_waiting(self.session_id):
             return
         from infinichat.session import recover_interrupted
 
         try:
-            recover_interrupted(self.store, self.session_id)
+            recovered = recover_interrupted(self.store, self.session_id)
+            self._left_unanswered = recovered is not None and recovered.role == "user"
         except InfiniChatError as error:
             # Opening the session tries it again, and says why it cannot be done.
-            log.warning("the interrupted answer was not recovered: %s", error)
+            log.warning("what was interrupted was not recovered: %s", error)
         self.record = self.store.session(self.session_id)
 
     def pace(self, cost_s: float) -> float:
@@ -221,7 +229,7 @@ class ChatScreen(Screen[None]):
             self._paint_session()
             await self.transcript.show_session(self.record.tip)
             self.store.touch(record.id)
-            self.turns.open(record.model if self.engine_info is not None else self._wanted_model)
+            self._open_on_worker(record.model if self.engine_info is not None else self._wanted_model)
         if message_id is not None and not await self.transcript.reveal(message_id):
             await self.say("That message is on another branch of this session.")
         self.prompt.focus()
@@ -236,7 +244,11 @@ class ChatScreen(Screen[None]):
         if text.startswith("/") and not text.startswith("//"):
             await self.commands.run(text)
             return
-        await self.turns.send(text.removeprefix("/") if text.startswith("//") else text)
+        try:
+            await self.turns.send(text.removeprefix("/") if text.startswith("//") else text)
+        except InfiniChatError as error:
+            self.give_back(text)
+            await self.fail(error)
 
     @on(CompletionList.Taken)
     def _taken(self, event: CompletionList.Taken) -> None:
