@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from infinichat.messages import LayerMemory, SamplingOptions
@@ -61,6 +62,8 @@ class EngineInfo:
     chat_format: str
     parameters: int
     memory_layers: tuple[int, ...]
+    path: Path | None = None
+    """The checkpoint's folder or file, where it came from one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """``chat``: what the memory costs in ordinary talk. Held-out dialogues and instructions, loss on the answers.
 
 The state of each starts with a memory full of another conversation (facts, then filler) and an empty window,
-and the same dialogue is read without any memory, which is the base model with its window. Dialogues are cut
-to what fits the window, so that nothing but the memory differs."""
+and the same dialogue is read by the base model, without memory and adapters. Dialogues are cut to what fits
+the window, so that nothing but what was trained differs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from infinichat.corpus.facts import FactMaker
+from infinichat.engine.generate import InfiniEngine
 from infinichat.errors import UsageError
 from infinichat.evals.bench import Bench
-from infinichat.evals.conditions import swapped, without_memory
+from infinichat.evals.conditions import swapped
 from infinichat.evals.filler import FillerText, Stretch, alternating
+from infinichat.evals.peers import base_of
 from infinichat.evals.streaming import least_tail
 from infinichat.evals.task import Cell, Memory, Options, Report
 from infinichat.evals.telling import as_messages, distinct_facts
@@ -29,7 +31,7 @@ TRIES = 100
 
 def measure(bench: Bench, options: Options, transcript: list[dict[str, Any]] | None = None) -> Report:
     """One cell for each number of facts in the memory and each condition; ``n`` counts answers' tokens."""
-    filler = FillerText(options.filler)
+    filler, plain = FillerText(options.filler), base_of(bench.engine)
     found: list[Cell] = []
     for count in options.facts:
         rng = random.Random(f"{options.seed}/chat/{count}")
@@ -39,9 +41,9 @@ def measure(bench: Bench, options: Options, transcript: list[dict[str, Any]] | N
         rows = [dialogue_ids(bench, filler, rng) for _ in range(options.samples)]
         for ids, mask in rows:
             for use, name in conditions:
-                empty = bench.engine.new_state()
-                state = swapped(empty, dirty) if use == "on" else without_memory(empty)
-                losses = answer_losses(bench, state, ids, mask)
+                engine = bench.engine if use == "on" else plain
+                state = swapped(engine.new_state(), dirty) if use == "on" else engine.new_state()
+                losses = answer_losses(engine, state, ids, mask)
                 sums[name][0] += float(losses.sum())
                 sums[name][1] += losses.numel()
         for use, name in conditions:
@@ -81,9 +83,9 @@ def dialogue_ids(bench: Bench, filler: FillerText, rng: random.Random) -> tuple[
 
 
 @torch.inference_mode()
-def answer_losses(bench: Bench, state: InfiniCache, ids: list[int], mask: list[int]) -> Tensor:
+def answer_losses(engine: InfiniEngine, state: InfiniCache, ids: list[int], mask: list[int]) -> Tensor:
     """Nats of the tokens that ``mask`` marks."""
-    logits = bench.engine.model(torch.tensor([ids], device=state.device), past_key_values=state).logits[0]
+    logits = engine.model(torch.tensor([ids], device=state.device), past_key_values=state).logits[0]
     losses = F.cross_entropy(
         logits[:-1].float(), torch.tensor(ids[1:], device=state.device), reduction="none"
     )

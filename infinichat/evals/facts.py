@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from infinichat.corpus.facts import Fact, FactMaker, Side
-from infinichat.evals.asking import Asked, Script, plan, play
+from infinichat.evals.asking import Asked, Script
 from infinichat.evals.bench import Bench
-from infinichat.evals.filler import FillerText
 from infinichat.evals.judging import says
-from infinichat.evals.task import Options, Report, Tally, per_conversation
+from infinichat.evals.task import Options, Report
 from infinichat.evals.telling import as_messages, distinct_facts
+from infinichat.evals.told import measure_told
 
 
 def script(rng: random.Random, *, side: Side, count: int, questions: int) -> Script:
@@ -36,28 +36,12 @@ def questions_about(maker: FactMaker, facts: Sequence[Fact], rng: random.Random)
 
 def measure(bench: Bench, options: Options, transcript: list[dict[str, Any]] | None = None) -> Report:
     """Cells by number of facts, length, memory, side and kind of filler."""
-    filler, tally = FillerText(options.filler), Tally()
-    for count in options.facts:
+
+    def questions(count: int) -> int:
         # More questions than this in one conversation add little: they share its luck.
-        questions = min(count, options.samples, 64)
-        for side in options.sides:
-            for kind in options.kinds:
-                seed = f"{options.seed}/facts/{count}/{side}/{kind}"
+        return min(count, options.samples, 64)
 
-                def make(
-                    rng: random.Random, side: Side = side, count: int = count, n: int = questions
-                ) -> Script:
-                    return script(rng, side=side, count=count, questions=n)
+    def asked(rng: random.Random, *, side: Side, count: int) -> Script:
+        return script(rng, side=side, count=count, questions=questions(count))
 
-                wanted = plan(
-                    bench,
-                    options,
-                    filler,
-                    make,
-                    kind=kind,
-                    conversations=per_conversation(options.samples, questions),
-                    seed=seed,
-                    label={"side": side, "filler": kind},
-                )
-                play(bench, wanted, tally, transcript)
-    return Report("facts", bench.engine.info.name, options.seed, tally.cells(), list(filler.notes))
+    return measure_told("facts", asked, bench, options, transcript, questions=questions)

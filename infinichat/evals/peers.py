@@ -23,6 +23,7 @@ from infinichat.evals.filler import FillerText, Stretch
 from infinichat.evals.task import Options, Report, Tally, per_conversation
 from infinichat.evals.together import Asker
 from infinichat.model.configuration_infini import InfiniConfig
+from infinichat.model.loading import load_model
 from infinichat.model.memories import PaperMemory
 from infinichat.model.modeling_infini import InfiniForCausalLM
 
@@ -30,13 +31,27 @@ HALF_OPEN = 0.0
 """beta of every head: sigmoid(0) = one half from the memory, one half from the window."""
 
 
-def with_memory(engine: InfiniEngine, **changes: Any) -> InfiniEngine:
-    """An engine over the same base weights with ``changes`` in its configuration; weights are shared."""
+def base_of(engine: InfiniEngine, **changes: Any) -> InfiniEngine:
+    """An engine over the checkpoint's base as it was pretrained: no memory, no adapters; ``changes`` go into
+    its configuration."""
+    changes = {**changes, "memory_layers": [], "memory_trained": False}
+    if engine.info.path is None:
+        return with_memory(engine, **changes)
+    norm = engine.model.model.norm.weight
+    plain = load_model(engine.info.path, dtype=norm.dtype, adapted=False).model.to(norm.device)
+    return with_memory(engine, plain, **changes)
+
+
+def with_memory(
+    engine: InfiniEngine, source: InfiniForCausalLM | None = None, **changes: Any
+) -> InfiniEngine:
+    """An engine over the weights of ``source``, or the same as ``engine``'s, with ``changes`` in its
+    configuration; weights are shared."""
     config = InfiniConfig(**{**engine.model.config.to_dict(), **changes})
     with torch.device("meta"):
         model = InfiniForCausalLM(config)
-    weights = engine.model.state_dict()
-    if config.memory != engine.model.config.memory:
+    weights = (source or engine.model).state_dict()
+    if not config.memory_layers or config.memory != engine.model.config.memory:
         weights = {name: tensor for name, tensor in weights.items() if ".memory." not in name}
         for index in config.memory_layers:
             heads = torch.full((config.num_attention_heads,), HALF_OPEN)
@@ -74,7 +89,7 @@ def base(bench: Bench, options: Options, transcript: list[dict[str, Any]] | None
     telling in what the base was trained for."""
     filler, tally = FillerText(options.filler), Tally()
     longest = bench.engine.model.config.max_position_embeddings
-    plain = Bench.of(with_memory(bench.engine, window=longest, memory_trained=False), bench.say)
+    plain = Bench.of(base_of(bench.engine, window=longest), bench.say)
     asker = Asker(plain)
     for count in options.facts:
         for length in options.lengths:

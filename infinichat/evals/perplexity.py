@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from infinichat.evals.bench import Bench
 from infinichat.evals.conditions import without_memory
 from infinichat.evals.filler import FillerText
+from infinichat.evals.peers import base_of
 from infinichat.evals.task import Cell, Memory, Options, Report
 from infinichat.model.cache import InfiniCache
 from infinichat.model.modeling_infini import InfiniForCausalLM
@@ -38,6 +39,7 @@ def measure(bench: Bench, options: Options, transcript: list[dict[str, Any]] | N
         (use, f"memory {use}") for use in options.memory if use in ("on", "off")
     ]
     readers.append(("off", "base, full attention"))
+    plain = base_of(bench.engine).model
     for use, name in readers:
         sums: dict[int, list[float]] = {}
         for title, text in books:
@@ -45,7 +47,7 @@ def measure(bench: Bench, options: Options, transcript: list[dict[str, Any]] | N
             ids = tokenizer.encode(text[: 8 * longest])[:longest]
             if name.startswith("base"):
                 ids = ids[: model.config.max_position_embeddings]
-                losses = full_losses(model, ids)
+                losses = full_losses(plain, ids)
             else:
                 cache = bench.engine.new_state()
                 losses = streamed_losses(model, cache if use == "on" else without_memory(cache), ids)
@@ -80,8 +82,7 @@ def streamed_losses(model: InfiniForCausalLM, cache: InfiniCache, ids: list[int]
 
 
 def full_losses(model: InfiniForCausalLM, ids: list[int]) -> Tensor:
-    """The same for the base with everything in its window: the model's own weights with a window as long as
-    the text and no memory."""
+    """The same for a base with everything in its window: a window as long as the text and no memory."""
     config = copy.copy(model.config)
     own = model.config.window, model.config.segment
     config.window = max(len(ids), own[0])

@@ -11,12 +11,12 @@ from typing import Any
 
 from infinichat.corpus.facts import Fact, FactMaker, Sentence, Side
 from infinichat.corpus.vocabulary import NAMES, choose
-from infinichat.evals.asking import Asked, Script, plan, play
+from infinichat.evals.asking import Asked, Script
 from infinichat.evals.bench import Bench
-from infinichat.evals.filler import FillerText
 from infinichat.evals.judging import says
-from infinichat.evals.task import Options, Report, Tally, per_conversation
+from infinichat.evals.task import Options, Report
 from infinichat.evals.telling import as_messages
+from infinichat.evals.told import measure_told
 
 ROLES = (
     *("brother", "sister", "mother", "father", "uncle", "aunt", "cousin", "boss", "neighbour", "best friend"),
@@ -59,23 +59,7 @@ def personal(maker: FactMaker, name: str, rng: random.Random) -> Fact:
 
 def measure(bench: Bench, options: Options, transcript: list[dict[str, Any]] | None = None) -> Report:
     """Cells by number of facts, length, memory and side."""
-    filler, tally = FillerText(options.filler), Tally()
-    for count in sorted({min(count, LARGEST) for count in options.facts}):
-        for side in options.sides:
-            for kind in options.kinds:
-
-                def make(rng: random.Random, side: Side = side, count: int = count) -> Script:
-                    return script(rng, side=side, count=count)
-
-                wanted = plan(
-                    bench,
-                    options,
-                    filler,
-                    make,
-                    kind=kind,
-                    conversations=per_conversation(options.samples, max(1, count // 2)),
-                    seed=f"{options.seed}/two-step/{count}/{side}/{kind}",
-                    label={"side": side, "filler": kind},
-                )
-                play(bench, wanted, tally, transcript)
-    return Report("two-step", bench.engine.info.name, options.seed, tally.cells(), list(filler.notes))
+    counts = sorted({min(count, LARGEST) for count in options.facts})
+    return measure_told(
+        "two-step", script, bench, options, transcript, counts=counts, questions=lambda count: count // 2
+    )

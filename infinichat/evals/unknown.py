@@ -11,12 +11,12 @@ import random
 from typing import Any
 
 from infinichat.corpus.facts import NOT_TOLD, FactMaker, Side
-from infinichat.evals.asking import Asked, Script, plan, play
+from infinichat.evals.asking import Asked, Script
 from infinichat.evals.bench import Bench
-from infinichat.evals.filler import FillerText
 from infinichat.evals.judging import admits
-from infinichat.evals.task import Options, Report, Tally, per_conversation
+from infinichat.evals.task import Options, Report
 from infinichat.evals.telling import as_messages, distinct_facts, strangers
+from infinichat.evals.told import measure_told
 
 
 def script(rng: random.Random, *, side: Side, count: int) -> Script:
@@ -39,23 +39,4 @@ def speaks(answer: str) -> bool:
 
 def measure(bench: Bench, options: Options, transcript: list[dict[str, Any]] | None = None) -> Report:
     """Cells by number of facts, length, memory, side, and whether the thing was told."""
-    filler, tally = FillerText(options.filler), Tally()
-    for count in options.facts:
-        for side in options.sides:
-            for kind in options.kinds:
-
-                def make(rng: random.Random, side: Side = side, count: int = count) -> Script:
-                    return script(rng, side=side, count=count)
-
-                wanted = plan(
-                    bench,
-                    options,
-                    filler,
-                    make,
-                    kind=kind,
-                    conversations=per_conversation(options.samples, count),
-                    seed=f"{options.seed}/unknown/{count}/{side}/{kind}",
-                    label={"side": side, "filler": kind},
-                )
-                play(bench, wanted, tally, transcript)
-    return Report("unknown", bench.engine.info.name, options.seed, tally.cells(), list(filler.notes))
+    return measure_told("unknown", script, bench, options, transcript)

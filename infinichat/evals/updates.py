@@ -9,12 +9,12 @@ from typing import Any
 
 from infinichat.corpus.facts import Fact, FactMaker, Side
 from infinichat.errors import UsageError
-from infinichat.evals.asking import Asked, Script, plan, play
+from infinichat.evals.asking import Asked, Script
 from infinichat.evals.bench import Bench
-from infinichat.evals.filler import FillerText
 from infinichat.evals.judging import says
-from infinichat.evals.task import Options, Report, Tally, per_conversation
+from infinichat.evals.task import Options, Report
 from infinichat.evals.telling import as_messages, distinct_facts
+from infinichat.evals.told import measure_told
 
 TRIES = 50
 
@@ -62,23 +62,4 @@ def _asked(maker: FactMaker, known: list[Fact], rng: random.Random) -> Asked:
 
 def measure(bench: Bench, options: Options, transcript: list[dict[str, Any]] | None = None) -> Report:
     """Cells by number of facts, length, memory, side, and how often a fact was corrected."""
-    filler, tally = FillerText(options.filler), Tally()
-    for count in options.facts:
-        for side in options.sides:
-            for kind in options.kinds:
-
-                def make(rng: random.Random, side: Side = side, count: int = count) -> Script:
-                    return script(rng, side=side, count=count)
-
-                wanted = plan(
-                    bench,
-                    options,
-                    filler,
-                    make,
-                    kind=kind,
-                    conversations=per_conversation(options.samples, count),
-                    seed=f"{options.seed}/updates/{count}/{side}/{kind}",
-                    label={"side": side, "filler": kind},
-                )
-                play(bench, wanted, tally, transcript)
-    return Report("updates", bench.engine.info.name, options.seed, tally.cells(), list(filler.notes))
+    return measure_told("updates", script, bench, options, transcript)

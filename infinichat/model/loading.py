@@ -17,7 +17,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ class LoadedModel:
     chat_format: str
     parameters: int
     path: Path
-    adapters: Mapping[str, Tensor]
+    adapters: Mapping[str, Tensor] = field(default_factory=dict)
     """Changes of the base that are stored with the memory and were left out of ``model``; empty when they
     are in it."""
 
