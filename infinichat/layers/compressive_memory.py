@@ -148,8 +148,8 @@ class CompressiveMemory(nn.Module):
         nothing = torch.zeros(batch, dtype=torch.int64, device=weight.device)
         if self.init_mem is not None and self.init_z is not None:
             # Of either sign in the original; a mass below zero makes denominators vanish.
-            z = wide(self.init_z).abs().squeeze(-1).expand(batch, -1, -1)
-            memory = MemoryState(wide(self.init_mem).expand(batch, -1, -1, -1), z, nothing)
+            z = wide(self.init_z).abs().squeeze(-1).repeat(batch, 1, 1)
+            memory = MemoryState(wide(self.init_mem).repeat(batch, 1, 1, 1), z, nothing)
         else:
             memory = MemoryState.empty(
                 batch,
@@ -303,8 +303,14 @@ class CompressiveMemory(nn.Module):
         return max(1, int(counts[:, :slots].max()))
 
     def _rule(self, *, sampled: bool = False) -> Rule:
-        segment = self.full_segment_len if sampled else self.segment_len
-        window = self.window_len if sampled or self.sampling_factor is None else segment
+        segment, window = self.full_segment_len, self.window_len
+        if self.sampling_factor is not None and not sampled:
+            if window > segment:
+                raise ValueError(
+                    f"{type(self).__name__}: window_len is {window}, which counts positions of a "
+                    "sample_mask, and no sample_mask was given. Give one, or leave sampling_factor out."
+                )
+            segment = window = self.segment_len
         return Rule(
             window=window,
             segment=segment,

@@ -148,8 +148,8 @@ class MoDInfiniTransformer(InfiniTransformer):
             return_state=True,
             most_sampled=most,
         )
-        passed = self.mlp(attended).masked_fill(~selected.gather(1, columns)[..., None], 0)
-        out = x.scatter_add(1, index, passed.to(x.dtype))
+        here, chosen = x.gather(1, index), selected.gather(1, columns)[..., None]
+        out = x.scatter(1, index, torch.where(chosen, here + self.mlp(attended).to(x.dtype), here))
         target, logits = selected.to(scores.dtype).view(-1, 1), scores.reshape(-1, 1)
         return (out, target, logits, after) if return_state else (out, target, logits)
 

@@ -74,8 +74,7 @@ def attend_even(new: Tokens, state: InfiniState, rule: Rule, *, fresh: bool) -> 
     nothing. The window begins where the last segment ended, so what leaves before a token follows from its
     column among window and new tokens just as from its position."""
     held = state.keys.shape[2]
-    keys = torch.cat((state.keys, new.k), dim=2) if held else new.k
-    values = torch.cat((state.values, new.v), dim=2) if held else new.v
+    keys, values = _joined(new, state)
     columns = keys.shape[2]
     base = (state.seen - held)[:, None]  # the position of column 0
     memory, parts, evicted = state.memory, [], 0
@@ -230,17 +229,25 @@ def _local_ragged(
     )
 
 
+def _joined(new: Tokens, state: InfiniState) -> tuple[Tensor, Tensor]:
+    """Keys and values of the window and the new tokens, in the new ones' type."""
+    if not state.keys.shape[2]:
+        return new.k, new.v
+    keys = torch.cat((state.keys.to(new.k.dtype), new.k), dim=2)
+    return keys, torch.cat((state.values.to(new.v.dtype), new.v), dim=2)
+
+
 def _sorted_window(new: Tokens, positions: Tensor, state: InfiniState) -> tuple[Tensor, Tensor, Tensor]:
     """Window and new tokens in one sequence per row, padding last: keys, values, and positions [B, w + n]."""
     held = state.keys.shape[2]
+    keys, values = _joined(new, state)
     if not held:
-        return new.k, new.v, positions
+        return keys, values, positions
     if state.positions is None:
         before = (state.seen - held)[:, None] + torch.arange(held, device=positions.device)
     else:
         before = torch.where(state.positions < 0, NOWHERE, state.positions)
     where, order = torch.cat((before, positions), dim=1).sort(dim=1, stable=True)
-    keys, values = torch.cat((state.keys, new.k), dim=2), torch.cat((state.values, new.v), dim=2)
     return _take(keys, order), _take(values, order), where
 
 

@@ -6,6 +6,7 @@ code generation for the tiny graphs here would take most of the suite's time.
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -61,8 +62,9 @@ def test_padding_compiles() -> None:
     assert len(graphs) == 1
 
 
-def test_mixture_of_depths_compiles_in_inference() -> None:
-    layer = MoDInfiniTransformer(6, 8, 4, 4, 2, "gelu", 8, 4, causal=True, position_embedder="rope").eval()
+@pytest.mark.parametrize("training", [True, False])
+def test_mixture_of_depths_compiles(training: bool) -> None:
+    layer = MoDInfiniTransformer(6, 8, 4, 4, 2, "gelu", 8, 4, causal=True).train(training)
     compiled, graphs = captured(layer)
     x = torch.randn(2, 9, 6)
     with torch.no_grad():

@@ -264,6 +264,16 @@ def test_the_memory_takes_a_selection_by_itself_too() -> None:
         assert bool((out[b, len(places) :] == 0).all())
 
 
+def test_a_factor_without_a_selection_is_plain_attention_in_segments() -> None:
+    x = torch.randn(2, 21, 10, dtype=F64)
+    layer = CompressiveMemory(10, 4, 6, 2, 4, 2, causal=True).to(F64)
+    plain = CompressiveMemory(10, 4, 6, 2, 4, causal=True).to(F64)
+    plain.load_state_dict(layer.state_dict())
+    assert torch.equal(layer(x), plain(x))
+    with pytest.raises(ValueError, match="window_len is 12, which counts positions of a sample_mask, and no"):
+        CompressiveMemory(10, 4, 6, 2, 4, 2, causal=True, window_len=12).to(F64)(x)
+
+
 def test_a_selection_that_does_not_fit_is_refused() -> None:
     x = torch.randn(2, 3, 10, dtype=F64)
     mask = torch.zeros(2, 8, dtype=torch.bool)

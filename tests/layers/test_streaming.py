@@ -129,6 +129,17 @@ def test_the_initial_state_given_or_not_is_the_same() -> None:
         assert torch.equal(layer(x, state=layer.initial_state(2)), layer(x))
 
 
+def test_a_state_of_other_weights_precision_is_taken_over() -> None:
+    """Say, read in float32 and answered in bfloat16: window and memory convert, the memory stays float32."""
+    layer, x = make(position_embedder="rope").float(), torch.randn(1, 17, 10)
+    with torch.no_grad():
+        expected, (_, state) = layer(x), layer(x[:, :8], return_state=True)
+        out, state = layer.bfloat16()(x[:, 8:].bfloat16(), state=state, return_state=True)
+    assert state.keys.dtype == torch.bfloat16
+    assert state.memory.M.dtype == torch.float32
+    torch.testing.assert_close(out.float(), expected[:, 8:], rtol=0, atol=0.05)
+
+
 def test_a_transformer_layer_streams_too() -> None:
     layer = InfiniTransformer(6, 12, 4, 4, 2, "swiglu", 4, causal=True, position_embedder="rope").to(F64)
     x = torch.randn(2, 11, 6, dtype=F64)
