@@ -10,12 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from infinichat.engine.byte_tokenizer import ByteTokenizer
 from infinichat.engine.generate import InfiniEngine
 from infinichat.evals.bench import Bench
-from infinichat.model.configuration_infini import InfiniConfig
-from infinichat.model.modeling_infini import InfiniForCausalLM
-from infinichat.protocols import EngineInfo
+from tests.engine.tiny import engine_over, tiny_model
 
 MakeEngine = Callable[..., InfiniEngine]
 
@@ -27,48 +24,23 @@ def _one_thread() -> None:
 
 @pytest.fixture
 def make_engine() -> MakeEngine:
-    """Three layers, memory in the middle one, window 24, segment 8; ``changes`` go to the configuration."""
+    """``tiny_model``, smaller still, with an open bank; ``changes`` go to the configuration."""
 
     def make(**changes: Any) -> InfiniEngine:
-        torch.manual_seed(3)
-        numbers: dict[str, Any] = {
-            "vocab_size": ByteTokenizer.vocab_size,
+        smaller: dict[str, Any] = {
             "hidden_size": 32,
             "intermediate_size": 48,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
             "head_dim": 8,
             "initializer_range": 0.3,
-            "window": 24,
-            "segment": 8,
-            "sinks": 2,
             "memory": "bank",
-            "memory_layers": [1],
-            "memory_trained": True,
-            "memory_key_dim": 8,
             "memory_slots": 16,
         }
-        model = InfiniForCausalLM(InfiniConfig(**{**numbers, **changes})).eval()
+        model = tiny_model(**{**smaller, **changes})
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if ".memory." in name:
                     torch.nn.init.normal_(parameter, std=0.5)
-        config = model.config
-        info = EngineInfo(
-            name="tiny",
-            fingerprint="tiny",
-            window=config.window,
-            segment=config.segment,
-            trained=config.memory_trained,
-            device="cpu",
-            dtype="float32",
-            threads=1,
-            chat_format="chatml",
-            parameters=0,
-            memory_layers=tuple(config.memory_layers),
-        )
-        return InfiniEngine(model.requires_grad_(False), ByteTokenizer(), info=info)
+        return engine_over(model)
 
     return make
 

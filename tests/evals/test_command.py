@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from infinichat.cli.parser import Parser
+from infinichat.cli import eval as command
+from infinichat.cli.console import Console
+from infinichat.cli.context import Context
+from infinichat.cli.parser import Parser, count
 from infinichat.engine.scripted import ScriptedEngine
 from infinichat.errors import UsageError
-from infinichat.evals import main, plots
+from infinichat.evals import plots
 from infinichat.evals.task import Cell, Report
+from infinichat.paths import default_paths
 
 from .conftest import MakeEngine
 
@@ -24,8 +29,13 @@ TINY = ("--lengths", "64", "--memory", "on", "--sides", "seen")
 
 def parsed(*argv: str) -> Any:
     parser = Parser()
-    main.add_arguments(parser)
+    parser.add_argument("--model")
+    command.add_arguments(parser)
     return parser.parse_args(argv)
+
+
+def run(args: Any, load: Callable[[], Any]) -> int:
+    return command.run(args, Context(default_paths(), Console(), lambda model, settings: load()))
 
 
 def test_the_json_is_one_document_with_what_was_measured(
@@ -33,7 +43,7 @@ def test_the_json_is_one_document_with_what_was_measured(
 ) -> None:
     answers = tmp_path / "answers.jsonl"
     arguments = ["facts", *TINY, "--facts", "2", "--samples", "2", "--json", "--answers"]
-    assert main.run(parsed(*arguments, str(answers)), make_engine) == 0
+    assert run(parsed(*arguments, str(answers)), make_engine) == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["task"], document["model"], document["seed"]) == ("facts", "tiny", 0)
     [cell] = document["cells"]
@@ -47,17 +57,17 @@ def test_the_table_says_that_the_memory_is_not_trained_and_the_filler_generated(
     make_engine: MakeEngine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = parsed("facts", *TINY, "--facts", "1", "--samples", "1")
-    main.run(arguments, lambda: make_engine(memory_trained=False))
+    run(arguments, lambda: make_engine(memory_trained=False))
     shown = capsys.readouterr().out
     assert "not trained" in shown
     assert "generated small talk" in shown
 
 
-@pytest.mark.parametrize("task", sorted(main.TASKS))
+@pytest.mark.parametrize("task", sorted(command.TASKS))
 def test_every_task_has_its_module(task: str) -> None:
     import importlib
 
-    module = importlib.import_module(f"infinichat.evals.{main.MODULES.get(task, task)}")
+    module = importlib.import_module(f"infinichat.evals.{command.MODULES.get(task, task)}")
     assert callable(module.measure)
 
 
@@ -65,7 +75,7 @@ def test_every_task_has_its_module(task: str) -> None:
     ("text", "value"), [("2048", 2048), ("2K", 2048), ("1M", 1024 * 1024), ("32_768", 32768)]
 )
 def test_lengths_can_be_short(text: str, value: int) -> None:
-    assert main.number(text) == value
+    assert count(text) == value
 
 
 @pytest.mark.parametrize(
@@ -84,12 +94,12 @@ def test_wrong_arguments_are_refused_before_a_model_is_loaded(argv: list[str]) -
         raise AssertionError("loaded")
 
     with pytest.raises(UsageError):
-        main.run(parsed(*argv), load)
+        run(parsed(*argv), load)
 
 
 def test_an_engine_without_a_model_is_refused() -> None:
     with pytest.raises(UsageError, match="real model"):
-        main.run(parsed("facts"), lambda: ScriptedEngine(["Hi"]))
+        run(parsed("facts"), lambda: ScriptedEngine(["Hi"]))
 
 
 @pytest.mark.parametrize("kind", ["depth", "facts", "loss", "bars"])
