@@ -376,8 +376,8 @@ def welcome(info: EngineInfo | None) -> Content:
         memory = "The model is loading; you can write already."
     elif info.trained:
         memory = (
-            f"The last {info.window:,} tokens are exact. Older ones are folded into a memory of fixed size, "
-            "which is lossy: it keeps what it was trained to keep. F4 shows it."
+            f"It sees the last {info.window:,} tokens exactly. Of what came before, a memory of fixed size "
+            "keeps some, what it was trained to keep. F4 shows it."
         )
     else:
         memory = (
@@ -389,7 +389,7 @@ def welcome(info: EngineInfo | None) -> Content:
         ("A conversation without an end, on this machine alone.\n\n", ""),
         (f"{memory}\n\n", MUTED),
         ("/read FILE", "bold"),
-        ("  stream a book into the memory\n", MUTED),
+        ("  let the model read a book\n", MUTED),
         ("/help", "bold"),
         ("       keys and commands\n", MUTED),
     )

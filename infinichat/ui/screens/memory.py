@@ -149,7 +149,7 @@ def honest(report: MemoryReport) -> str:
             "searches it."
         )
     return (
-        "What is in the window is seen word for word. Everything older is held only in the memory, which "
+        "What is in the window is seen word for word. Of what is older only the memory keeps something. It "
         "has a fixed size and is lossy: it keeps what it was trained to keep, mostly facts that were told "
         "plainly, and the fuller it is the more they blur. F3 shows what was measured for this checkpoint. "
         "When it matters, check: the transcript keeps every word, and F2 searches it."
