@@ -14,6 +14,7 @@ so a stage that is stopped and taken up again does what it would have done.
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -131,13 +132,15 @@ class MarksStage:
         # Half of the steps without: dropout makes everything less alike, and the threshold has to fit.
         dropout = rng.choice((0.0, self.dropout))
         around = F.dropout(pool.around(places_of(episode, stray) - 1), dropout)
-        marks, rule = unit(F.linear(around, memory.fade)), memory.rule(around.dtype)
+        marks = unit(F.linear(around, memory.fade))
+        # How many nats it takes is no matter of this loss; as a factor it would drift with the optimizer.
+        rule = replace(memory.rule(around.dtype), force=torch.ones(()))
         same = same_slot(slots_of(pool, episode, len(stray)))
         # Of several versions it is the last that still counts: the others have faded when the next one comes.
         old = same & ~(same.float() @ same.float() > 0)
         earlier = torch.ones_like(same).triu(diagonal=1)
         faded = -FADED * (same & ~old).T.to(marks.dtype)
-        taken = replaced(marks @ marks.T, faded, earlier.T, rule) / rule.force
+        taken = replaced(marks @ marks.T, faded, earlier.T, rule)
         some = old.any(dim=0)
         kept = (1 - taken.sum(dim=1)).clamp(min=1e-6)
         right = torch.where(some, (taken * old.T).sum(dim=1).clamp(min=1e-6), kept)
