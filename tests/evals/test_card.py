@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from infinichat.errors import UsageError
-from infinichat.evals import card, main, peers, sheet
+from infinichat.evals import card, peers, sheet
 from infinichat.evals.bench import Bench
 from infinichat.evals.card import Order
 from infinichat.evals.routes import NEVER, Group
@@ -17,7 +17,7 @@ from infinichat.evals.task import Options
 from infinichat.model.memories import PaperMemory
 
 from .conftest import MakeEngine
-from .test_main import parsed
+from .test_command import parsed, run
 from .test_travel import route, told
 
 
@@ -97,7 +97,7 @@ def test_the_command_writes_its_folder_and_goes_on(
 
     out = tmp_path / "out"
     arguments = parsed("card", "--out", str(out), "--seeds", "0")
-    assert main.run(arguments, load) == 0
+    assert run(arguments, load) == 0
     shown = capsys.readouterr()
     assert "| 1 fact | dialogues |" in shown.out
     recall = json.loads((out / "recall.json").read_text())
@@ -105,7 +105,7 @@ def test_the_command_writes_its_folder_and_goes_on(
     assert recall["cells"][0]["on"]["n"] == 1
     assert (out / "facts.png").read_bytes()[:4] == b"\x89PNG"
     before = (out / "tiny-0.jsonl").read_text()
-    assert main.run(arguments, load) == 0
+    assert run(arguments, load) == 0
     assert (out / "tiny-0.jsonl").read_text() == before
     assert "memory on" not in capsys.readouterr().err
 
@@ -121,11 +121,11 @@ def test_a_folder_of_another_model_is_refused(make_engine: MakeEngine, tmp_path:
 @pytest.mark.parametrize("argv", [["card"], ["card", "--out", "x", "--only", "nothing"]], ids=" ".join)
 def test_a_card_without_a_folder_or_parts_is_refused(argv: list[str]) -> None:
     with pytest.raises(UsageError, match="--out|--only nothing names no part"):
-        main.run(parsed(*argv), lambda: None)
+        run(parsed(*argv), lambda: None)
 
 
 def test_the_budget_needs_no_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main.run(parsed("card", "--out", str(tmp_path), "--budget"), lambda: None) == 0
+    assert run(parsed("card", "--out", str(tmp_path), "--budget"), lambda: None) == 0
     assert "| part | filler | asked | minutes |" in capsys.readouterr().out
 
 
