@@ -22,9 +22,8 @@ code's), defaults, order, shapes and state_dict keys are the same; its checkpoin
 What it does differently, and why:
 
     there                                          here
-    heads by view: each sees other tokens,         heads by heads; with one head the same numbers, so
-      the future among them                          weights trained there with several heads mean
-                                                     something else here: train on
+    heads by view: each sees other tokens,         heads by heads: weights trained there with several
+      the future among them                          heads mean something else here, so train on
     z starts as ones / dim_key; the first          z starts as 0, and while nothing is written the gate is
       segment is scaled by 1 - gate                  skipped: the first segment is plain attention
     init_z of either sign                          its magnitude: a negative mass divides by zero

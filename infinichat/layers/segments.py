@@ -222,7 +222,7 @@ def _local_ragged(
         )
     end = at_q if rule.causal else (evicted + rule.window - 1).expand_as(at_q)
     seen = (at_k < NOWHERE)[:, None, :] & (at_k[:, None, :] <= end[:, :, None])
-    # A query of padding sees every key: a row of the mask without any would give NaN.
+    # A query of padding sees every key: for a row of the mask without any, some kernels give NaN.
     seen = seen | (at_q == NOWHERE)[:, :, None]
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=seen[:, None], enable_gqa=k.shape[1] != q.shape[1]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from infinichat.attention import reference
 from infinichat.layers import CompressiveMemory, RoPEEmbeddings
+from infinichat.layers.segments import Rule, mix
 from tests.layers.definition import F64, defined, make, variants
 
 
@@ -219,6 +220,15 @@ def test_under_autocast_the_memory_is_computed_in_float32() -> None:
     assert state.memory.M.dtype == torch.float32
     assert seen
     assert set(seen) == {torch.float32}
+
+
+def test_reads_of_half_precision_queries_are_those_of_the_same_numbers_in_float32() -> None:
+    layer = make().float()
+    _, state = layer(torch.randn(1, 40, 10), return_state=True)
+    rule = Rule(5, 5, True, "linear", layer.betas, None, starts_empty=True)
+    q, local = torch.randn(1, 4, 9, 4).bfloat16(), torch.randn(1, 4, 9, 6).bfloat16()
+    expected = mix(local.float(), q.float(), state.memory, rule)
+    assert torch.equal(mix(local, q, state.memory, rule), expected.bfloat16())
 
 
 def test_nothing_is_made_on_another_device_than_the_input_s() -> None:

@@ -189,3 +189,21 @@ def test_input_of_another_shape_type_or_device_is_refused(kind: type, x: torch.T
 def test_one_token_is_a_sequence(kind: type) -> None:
     out = kind(**LAYERS[kind])(torch.randn(2, 1, 6))
     assert (out[0] if isinstance(out, tuple) else out).shape == (2, 1, 6)
+
+
+@all_layers
+@pytest.mark.parametrize("autocast", [True, False])
+def test_layers_train_in_bfloat16_and_under_autocast(kind: type, autocast: bool) -> None:
+    layer = kind(**LAYERS[kind], causal=True, position_embedder="rope", update="delta")
+    x = torch.randn(2, 21, 6)
+    mask = torch.rand(2, 21) < 0.7
+    if not autocast:
+        layer, x = layer.bfloat16(), x.bfloat16()
+    for given in ({}, {"padding_mask": mask}):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            out = layer(x, **given)
+        out = out[0] if isinstance(out, tuple) else out
+        out.float().square().mean().backward()
+    assert bool(
+        layer.get_parameter("betas" if kind is CompressiveMemory else "attn.betas").grad.isfinite().all()
+    )
