@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -35,6 +36,24 @@ YOUNG = 0.33
 
 JUDGED = 48
 """Tokens of that talk whose distributions are compared."""
+
+ALONE = 0.6
+"""Share of the questions about the past that stand alone behind other talk: the first question after a long
+talk has no answered one before it that shows how answers look."""
+
+BEFORE = (48, 320)
+"""Tokens of that talk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """``length`` tokens from place ``start`` on with their ``bank``, after the tokens at ``before`` [n],
+    which are of another stream and have no memory."""
+
+    start: int
+    length: int
+    bank: Bank
+    before: Tensor
 
 
 class RecallStage:
@@ -70,32 +89,50 @@ class RecallStage:
         self.asking = sorted((n, asked) for n, asked in by_stream.items() if kinds[n] != "mixed")
         self.young = sorted((n, asked) for n, asked in by_stream.items() if kinds[n] == "mixed")
         self.quiet = [n for n, s in enumerate(pool.streams) if s[2] not in ("ask", "mixed", "general")]
+        self.talk = [n for n, s in enumerate(pool.streams) if s[2] == "talk"]
         self.general = [s for s in pool.streams if s[2] == "general"]
 
     def loss(self, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
-        rows: list[tuple[int, int, Bank]] = []
+        rows: list[Row] = []
         asked: list[list[Asked]] = []
         for _ in range(20 * self.streams):
             young = bool(self.young) and (not self.asking or rng.random() < YOUNG)
             number, questions = rng.choice(self.young if young else self.asking)
             start = self.pool.streams[number][0]
+            before = torch.empty(0, dtype=torch.long)
+            if not young and self.talk and rng.random() < ALONE:
+                questions = [rng.choice(questions)]
+                start, before = self._turn(start, questions[0]), self._before(rng)
             questions = [a for a in questions if a.end - start <= self.longest]
             if questions and len(rows) < self.streams:
                 bank = self._own_bank(rng, number, questions) if young else self._bank(rng, questions)
-                rows.append((start, questions[-1].end - start, bank))
+                rows.append(Row(start, questions[-1].end - start, bank, before))
                 asked.append(questions)
         hidden, added, energy = self._added(rows)
         final = self._upper(hidden, added)
         answers, right = self._answers(final, rows, asked)
-        kept, more = self._kept([row[2] for row in rows], rng)
+        kept, more = self._kept([row.bank for row in rows], rng)
         for row, answered, spent in zip(rows, asked, energy, strict=True):
             silent = torch.ones(len(spent))
             for a in answered:
-                silent[a.answer - 1 - row[0] : a.end - 1 - row[0]] = 0
+                silent[a.answer - 1 - row.start : a.end - 1 - row.start] = 0
             more.append(spent[silent > 0])
         silence = torch.cat(more).mean()
         numbers = {"answers": answers.item(), "right": right, "kept": kept.item(), "added": silence.item()}
         return answers + 2 * kept + 3 * silence, numbers
+
+    def _turn(self, start: int, question: Asked) -> int:
+        """Where the turn that asks ``question`` opens in the stream from ``start`` on, which begins with the
+        token that opens one."""
+        opened = (self.pool.ids[start : question.answer] == self.pool.ids[start]).nonzero()[:, 0]
+        return start + int(opened[-2:][0])
+
+    def _before(self, rng: random.Random) -> Tensor:
+        """Places of some talk [n]."""
+        start, length, _ = self.pool.streams[rng.choice(self.talk)]
+        count = min(length, rng.randint(*BEFORE))
+        start += rng.randint(0, length - count)
+        return torch.arange(start, start + count)
 
     def _own_bank(self, rng: random.Random, number: int, questions: Sequence[Asked]) -> Bank:
         """What stream ``number`` tells itself, after nothing or after some other facts."""
@@ -116,17 +153,17 @@ class RecallStage:
             stray = stray_tokens(self.pool, rng.choice((0, 0, 8, 24)), rng)
             return write(self.memory, self.pool, episode, stray)
 
-    def _added(self, rows: Sequence[tuple[int, int, Bank]]) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Padded states [B, T, C], what the memory adds to them, and its share of their energy [T] by row."""
-        longest, width = max(row[1] for row in rows), self.pool.hidden.shape[1]
+    def _added(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Padded states [B, T, C], what the memory adds to them, and its share of the rows' own energy."""
+        longest, width = max(len(row.before) + row.length for row in rows), self.pool.hidden.shape[1]
         hidden = torch.zeros(len(rows), longest, width, dtype=self.model.model.norm.weight.dtype)
         added = torch.zeros(len(rows), longest, width)
         energy = []
-        for index, (start, length, bank) in enumerate(rows):
-            places = torch.arange(start, start + length)
+        for index, row in enumerate(rows):
+            places, bank = torch.arange(row.start, row.start + row.length), row.bank
             with torch.no_grad():
                 # What this stream tells itself is there from the next token on.
-                own = (bank.places >= start) & (bank.places < start + length)
+                own = (bank.places >= row.start) & (bank.places < row.start + row.length)
                 unseen = own[None] & (bank.places[None] >= places[:, None])
                 queries = project(self.memory, self.pool.around(places))
                 p = read(self.memory, bank, queries, unseen=unseen).exp()
@@ -136,7 +173,10 @@ class RecallStage:
             inputs = self.pool.inputs(places)
             got = self.memory.added(inputs, values, p[:, -1:], ended[:, None]) * something
             h = self.pool.hidden[places]
-            hidden[index, :length], added[index, :length] = h.to(hidden.dtype), got
+            first = len(row.before)
+            hidden[index, :first] = self.pool.hidden[row.before].to(hidden.dtype)
+            part = slice(first, first + row.length)
+            hidden[index, part], added[index, part] = h.to(hidden.dtype), got
             energy.append(got.square().sum(dim=-1) / h.float().square().sum(dim=-1).clamp(min=1.0))
         return hidden, added, energy
 
@@ -148,12 +188,12 @@ class RecallStage:
         return normed
 
     def _answers(
-        self, final: Tensor, rows: Sequence[tuple[int, int, Bank]], asked: Sequence[Sequence[Asked]]
+        self, final: Tensor, rows: Sequence[Row], asked: Sequence[Sequence[Asked]]
     ) -> tuple[Tensor, float]:
         """Cross-entropy on the answers' tokens, and the share of them that would be said. First and value
         tokens count twice, the token after a value four times: a value that goes on is a wrong one."""
         chosen, targets, weights = [], [], []
-        for index, questions in enumerate(asked):
+        for index, (row, questions) in enumerate(zip(rows, asked, strict=True)):
             for a in questions:
                 places = torch.arange(a.answer - 1, a.end - 1)
                 weight, value = torch.ones(len(places)), a.value - a.answer
@@ -164,7 +204,7 @@ class RecallStage:
                     weight[value : value + a.count] = 2
                     weight[0] = 2
                     weight[min(value + a.count, len(weight) - 1)] = 4
-                chosen.append(final[index, places - rows[index][0]])
+                chosen.append(final[index, places - row.start + len(row.before)])
                 targets.append(self.pool.ids[places + 1])
                 weights.append(weight)
         logits = self.model.lm_head(torch.cat(chosen)).float()
@@ -175,22 +215,24 @@ class RecallStage:
 
     def _kept(self, banks: Sequence[Bank], rng: random.Random) -> tuple[Tensor, list[Tensor]]:
         """KL to the base on a stretch of talk and on general questions, and the energy added to them."""
-        rows: list[tuple[int, int, Bank]] = []
+        rows: list[Row] = []
         judged: list[list[int]] = []
+        nothing = torch.empty(0, dtype=torch.long)
         if self.quiet:
             number = rng.choice(self.quiet)
             start, length, _ = self.pool.streams[number]
             own = number in self.pool.told_in and rng.random() < 0.7
-            rows.append(
-                (start, min(length, QUIET), self._own_bank(rng, number, ()) if own else rng.choice(banks))
-            )
-            judged.append(rng.sample(range(rows[0][1]), min(JUDGED, rows[0][1])))
+            bank = self._own_bank(rng, number, ()) if own else rng.choice(banks)
+            rows.append(Row(start, min(length, QUIET), bank, nothing))
+            judged.append(rng.sample(range(rows[0].length), min(JUDGED, rows[0].length)))
         for start, length, _ in rng.sample(self.general, min(OTHERS, len(self.general))):
-            rows.append((start, length, rng.choice(banks)))
+            before = self._before(rng) if self.talk and rng.random() < 0.4 else nothing
+            rows.append(Row(start, length, rng.choice(banks), before))
             ids = self.pool.ids[start : start + length]
             # A stream begins with the token that opens a turn; after the last of those, the answer.
             opened = int((ids == ids[0]).nonzero()[-1, 0])
-            judged.append(list(range(min(opened + 2, length - 1), length)))
+            first = len(before)
+            judged.append([first + at for at in range(min(opened + 2, length - 1), length)])
         if not rows:
             return torch.zeros(()), []
         hidden, added, energy = self._added(rows)

@@ -36,7 +36,7 @@ from infinichat.training.plain import decode, lower, offsets_of
 from infinichat.training.plots import draw, series
 from infinichat.training.pool import Episode, Pool
 from infinichat.training.reading import follow, read, same_slot, slots_of, write
-from infinichat.training.recall import RecallStage
+from infinichat.training.recall import RecallStage, Row
 from infinichat.training.stages import GateStage, KeysStage, MarksStage
 
 LAYER = 1
@@ -279,13 +279,33 @@ def test_what_a_stream_tells_is_read_from_the_next_token_on(
     start, length, _ = pool.streams[number]
     own = sorted(pool.told_in[number], key=lambda told: told.start)
     bank = write(memory, pool, Episode(own, [], []), torch.empty(0, dtype=torch.long))
-    _, added, _ = stage._added([(start, length, bank)])
+    nothing = torch.empty(0, dtype=torch.long)
+    _, added, _ = stage._added([Row(start, length, bank, nothing)])
     first = own[0].start - start
     assert not added[0, : first + 1].any()
     assert bool(added[0, first + 1].any())
+    hidden, behind, _ = stage._added([Row(start, length, bank, torch.arange(5))])
+    assert not behind[0, :5].any()
+    torch.testing.assert_close(behind[0, 5:], added[0])
+    assert torch.equal(hidden[0, :5], pool.hidden[:5].to(hidden.dtype))
     loss, numbers = stage.loss(random.Random(0))
     assert bool(loss.isfinite())
     assert numbers["answers"] > 0
+
+
+def test_a_question_that_stands_alone_begins_with_its_own_turn(
+    model: InfiniForCausalLM, cached: Shard
+) -> None:
+    pool = Pool([cached], model, LAYER)
+    stage = RecallStage(memory_of(model), pool, model, layer=LAYER)
+    opens = int(pool.ids[0])
+    for _, questions in stage.asking[:5]:
+        for a in questions:
+            start = pool.streams[int(pool.stream[a.answer])][0]
+            turn = stage._turn(start, a)
+            assert int(pool.ids[turn]) == opens
+            # Its own user turn and the answer's: two are opened from here to the answer.
+            assert int((pool.ids[turn : a.answer] == opens).sum()) == 2
 
 
 def test_a_token_replaces_those_with_the_same_question_and_beginning(
