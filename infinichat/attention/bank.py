@@ -25,8 +25,8 @@ then (what was read has been said). Then the present token is read with
     p'_null = (1 - G) p_null + e
 
 where e is the part of G at slots right after which nothing was written: there the value has ended, and what
-was asked for has been said. Shares G up to ``LEAST_SHARE`` are not followed. Without this every token of a value
-is looked for anew, and a name can go on with the end of somebody else's.
+was asked for has been said. Shares G up to ``LEAST_SHARE`` are not followed. Without this every token of a
+value is looked for anew, and a name can go on with the end of somebody else's.
 """
 
 from __future__ import annotations
