@@ -37,7 +37,7 @@ APP = Command("", "infinichat.cli.chat", "a local chat that never runs out of co
 
 COMMANDS = (
     Command("ask", "infinichat.cli.ask", "one question, the answer on stdout", model=True),
-    Command("read", "infinichat.cli.read", "stream documents into a session's memory", model=True),
+    Command("read", "infinichat.cli.read", "let a session's model read documents", model=True),
     Command("sessions", "infinichat.cli.sessions", "list, show, search, rename, delete, export, branch"),
     Command("models", "infinichat.cli.models", "list, pull, info, use, remove, verify checkpoints"),
     Command("memory", "infinichat.cli.memory", "what a session's memory holds", model=True),

@@ -269,7 +269,7 @@ SLASH_COMMANDS = (
     SlashCommand("regenerate", "", "another answer to the same message", _regenerate),
     SlashCommand("edit", "TEXT", "say TEXT instead of your last message", _edit),
     SlashCommand("version", "[N]", "which of several answers this is; change to the N-th", _versions),
-    SlashCommand("read", "FILE…", "stream documents into the memory", _read),
+    SlashCommand("read", "FILE…", "let the model read documents", _read),
     SlashCommand("memory", "", "what the memory holds", _memory),
     SlashCommand("history", "[N]", "the last N messages again", _history),
     SlashCommand("search", "WORDS", "every message with these words, in all sessions", _search),

@@ -1,4 +1,4 @@
-"""``infinichat read``: stream documents into a session's memory.
+"""``infinichat read``: stream documents through a session's model.
 
 Reading can be stopped with Ctrl+C at any moment; the same command goes on where it stopped, and passes over
 the documents that the session has read whole (``--again`` reads them once more).

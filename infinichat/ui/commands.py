@@ -30,7 +30,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("search", "WORDS", "find words in all sessions", required=True),
     Command("model", "[NAME]", "the checkpoints; switch to one"),
     Command("memory", "", "what the memory holds, layer by layer"),
-    Command("read", "FILE…", "stream documents or folders into the memory", required=True),
+    Command("read", "FILE…", "let the model read documents or folders", required=True),
     Command("regenerate", "", "another answer to the same message"),
     Command("edit", "", "change your last message and send it again"),
     Command("continue", "", "go on with an answer that was stopped"),

@@ -263,6 +263,9 @@ class Turns:
             tokens_per_s=event.stats.tokens_per_s,
             first_token_s=event.stats.first_token_s,
         )
+        if turn.document is not None:
+            # Only a state that has all of it is measured; the figures of before are not those of now.
+            self._screen.status.set(window=None, memory=None)
         live: Entry | None = turn.document if turn.document is not None else turn.answer
         if live is None:
             return

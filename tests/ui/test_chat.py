@@ -289,7 +289,7 @@ async def test_a_document_is_read_with_its_name_and_its_end(
         await say(pilot, f"/read {tmp_path / 'book.txt'}")
         await idle(pilot)
         await shows(pilot, "≡ book.txt · 1,300 characters")
-        await shows(pilot, "read into the memory")
+        await shows(pilot, "▌ read to its end")
         assert said(store, app)[-1][0] == "document"
 
 
@@ -305,6 +305,8 @@ async def test_reading_stops_with_escape_and_the_same_command_goes_on(
         await press(pilot, "escape")
         await idle(pilot)
         await shows(pilot, "not read to its end")
+        # The figures of before the book are not those of now.
+        assert app.chat.status.status.window is None
         engine.prefill_tokens_per_s = None
         await say(pilot, f"/read {tmp_path / 'book.txt'}")
         await idle(pilot)

@@ -152,7 +152,7 @@ class SystemEntry(Entry):
 
 
 class DocumentEntry(Entry):
-    """A document that was read into the memory, as one line."""
+    """A document that the model has read, as one line."""
 
     DEFAULT_CLASSES = "document"
 
@@ -175,9 +175,9 @@ class DocumentEntry(Entry):
 
     def meta_parts(self) -> list[str]:
         if self.message is None:
-            return ["being read into the memory"]
+            return ["the model is reading"]
         if self.message.reason == "complete":
-            return ["read into the memory"]
+            return ["read to its end"]
         return ["not read to its end · the same /read goes on from there"]
 
 
