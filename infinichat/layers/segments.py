@@ -111,9 +111,9 @@ def attend_ragged(
     n, held = new.q.shape[2], state.keys.shape[2]
     keys, values, where = _sorted_window(new, positions, state)
     columns = where.shape[1]
-    dense, between = min(rule.segment, densest), int(rule.window % rule.segment > 0)
-    # Tokens in any window, and in any segment: what leaves is aligned, what asks need not be.
-    most = min(columns, rule.window, dense * (-(-rule.window // rule.segment) + between) + held)
+    dense = min(rule.segment, densest)
+    # Tokens in any window. It begins with a segment, but the queries of a step need not.
+    most = min(columns, rule.window, dense * -(-rule.window // rule.segment) + held)
     in_segment = min(most, dense + held)
     before, after = _evicted(state.seen - 1, rule), _evicted(state.seen + fed - 1, rule)
     leaves = evicted_before_each(positions, window=rule.window, segment=rule.segment)
@@ -125,7 +125,7 @@ def attend_ragged(
     for step in range(steps):
         evicted = (before + step * rule.segment)[:, None]  # [B, 1]
         first = (leaves < evicted).sum(dim=1, keepdim=True)
-        width = min(n, dense * (1 + between) if step else most)
+        width = min(n, dense * (2 if rule.window % rule.segment else 1) if step else most)
         asked = first + torch.arange(width, device=first.device)
         asked, live = asked.clamp(max=n - 1), asked < n
         live = live & (leaves.gather(1, asked) == evicted)
@@ -220,10 +220,10 @@ def _local_ragged(
             rule.embedder.at(x, torch.where(at < NOWHERE, at - origin, -1), total_seq_len=rule.window)
             for x, at in ((q, at_q), (k, at_k))
         )
-    end = at_q if rule.causal else (evicted + rule.window - 1).expand_as(at_q)
-    seen = (at_k < NOWHERE)[:, None, :] & (at_k[:, None, :] <= end[:, :, None])
-    # A query of padding sees every key: for a row of the mask without any, some kernels give NaN.
-    seen = seen | (at_q == NOWHERE)[:, :, None]
+    last = at_q if rule.causal else torch.where(at_q < NOWHERE, evicted + rule.window - 1, NOWHERE)
+    # NOWHERE is later than every token: keys of padding are seen by queries of padding alone, and these see
+    # all keys, because for a row of the mask without any some kernels give NaN.
+    seen = at_k[:, None, :] <= last[:, :, None]
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=seen[:, None], enable_gqa=k.shape[1] != q.shape[1]
     )

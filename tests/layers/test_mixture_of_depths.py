@@ -182,6 +182,7 @@ def test_padding_is_never_selected_and_changes_nothing(training: bool) -> None:
             torch.testing.assert_close(out[b, mask[b]], alone[0])
             torch.testing.assert_close(selected.view(3, 30)[b, mask[b]], target[:, 0])
             torch.testing.assert_close(scores.view(3, 30)[b, mask[b]], logits[:, 0])
+    assert bool(selection_loss(selected, scores, mask).isfinite())
     assert bool((selected.view(3, 30)[~mask] == 0).all())
     assert bool(out[~mask].isnan().all())  # padding comes out as it came in
 
@@ -254,7 +255,7 @@ def test_the_memory_takes_a_selection_by_itself_too() -> None:
     mask = torch.rand(2, 21) < 0.5
     x = torch.randn(2, 21, 10, dtype=F64)
     most = int(mask.sum(dim=1).max())
-    chosen = torch.zeros(2, most, 10, dtype=F64)
+    chosen = torch.full((2, most, 10), math.nan, dtype=F64)
     for b in range(2):
         chosen[b, : int(mask[b].sum())] = x[b, mask[b]]
     out = layer(chosen, mask)
