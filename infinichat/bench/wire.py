@@ -25,8 +25,6 @@ from typing import IO, Any, Self
 
 from infinichat.errors import InfiniChatError
 
-PEERS = ("infinichat", "transformers", "transformers-generate", "llamacpp")
-
 
 class PeerError(InfiniChatError):
     """An engine that was to be measured failed or ended."""

@@ -1,4 +1,5 @@
 """Measures of what a checkpoint remembers: real streamed conversations, greedy answers, exact match.
 
-``run.py`` is what ``infinichat eval`` calls; every measure is one file with ``measure(bench, options)``.
+``infinichat eval NAME`` loads a checkpoint and calls ``measure(bench, options)`` of that measure's file;
+``card.py`` is everything that a checkpoint's card says.
 """

@@ -14,9 +14,6 @@ from infinichat.model.cache import InfiniCache
 Say = Callable[[str], None]
 """Takes a sentence about how far a measurement is."""
 
-DOCUMENT_PIECE = 4096
-"""Ids of a document are fed in pieces of this many, as a session does."""
-
 
 def silent(sentence: str) -> None:
     """Say nothing."""

@@ -1,9 +1,9 @@
 """``facts``: N facts told in one conversation, then filler, then a question about each.
 
-An answer is right when it holds the value that was told, as whole words. ``seen`` are people and values never
-trained on with attributes and phrasings that were; ``held_out`` are attributes and phrasings never trained
-on. Most of what is measured at length L was told somewhat further back than L: the distance counts from the
-last fact."""
+An answer is right when it says the value that was told and nothing beside it (``judging.py``). ``seen`` are
+people and values never trained on with attributes and phrasings that were; ``held_out`` are attributes and
+phrasings never trained on. Most of what is measured at length L was told somewhat further back than L: the
+distance counts from the last fact."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``ChatSession``: one conversation with its memory. What the app, the commands and the server use.
+"""``ChatSession``: one conversation with its memory. What the app, the commands and the Python API use.
 
 It puts the parts together and keeps the order of a turn: the user's message is on disk before anything is
 generated; the state is brought to it; the answer streams, and is on disk before the state is. Every method

@@ -1,4 +1,5 @@
-"""The part of the store's face that is about words: messages, the answer as it streams, feeds, search."""
+"""The part of the store's face that is about words: messages, what waits to be said, the answer
+as it streams, feeds, search."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from collections.abc import Sequence
 
 from infinichat.errors import UsageError
 from infinichat.messages import FinishReason, LayerMemory, MemoryMark, Message, Role
-from infinichat.store import answers, memory_marks, search, sessions, transcripts, waiting
+from infinichat.store import answers, memory_marks, search, transcripts, waiting
 from infinichat.store.base import StoreBase
 from infinichat.store.records import Draft, Feed, SearchHit, Waiting
 
@@ -64,10 +65,6 @@ class MessageStore(StoreBase):
                 below = transcripts.message_key(connection, before, session=key)
                 start = transcripts.parent_key(connection, below)
             return transcripts.path(connection, key, start, limit=limit)
-
-    def path_length(self, session_id: str) -> int:
-        with self._session_read(session_id) as (connection, key):
-            return sessions.by_key(connection, key).messages
 
     def siblings(self, message_id: str, session_id: str) -> list[str]:
         """Ids of this session's messages with the same parent and role, itself included, oldest first."""

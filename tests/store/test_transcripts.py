@@ -80,7 +80,7 @@ def test_the_same_words_at_the_same_place_are_one_node(store: Store, session: Se
     first = say(store, session, "Hello")
     store.set_tip(session.id, None)
     assert say(store, session, "Hello") == first
-    assert store.path_length(session.id) == 1
+    assert store.session(session.id).messages == 1
     assert store.siblings(first.id, session.id) == [first.id]
 
 
@@ -118,7 +118,7 @@ def test_path_runs_from_the_root_to_the_tip(store: Store, session: SessionRecord
     written = [say(store, session, f"m{n}") for n in range(30)]
     assert store.path(session.id) == written
     assert [m.parent for m in written] == [None, *(m.id for m in written[:-1])]
-    assert store.path_length(session.id) == store.session("notes").messages == 30
+    assert store.session("notes").messages == 30
 
 
 def test_path_pages_backwards_without_gap_or_overlap(store: Store, session: SessionRecord) -> None:
@@ -206,7 +206,7 @@ def test_many_threads_may_write_and_read_at_once(store: Store) -> None:
         try:
             for n in range(15):
                 say(store, session, f"{session.name} {n}")
-                assert store.path_length(session.id) == n + 1
+                assert store.session(session.id).messages == n + 1
                 store.sessions()
         except BaseException as exc:
             failures.append(exc)
@@ -217,5 +217,5 @@ def test_many_threads_may_write_and_read_at_once(store: Store) -> None:
     for thread in threads:
         thread.join()
     assert failures == []
-    assert [store.path_length(session.id) for session in sessions] == [15] * 6
+    assert [store.session(session.id).messages for session in sessions] == [15] * 6
     assert store.verify() == []

@@ -178,6 +178,7 @@ class ChatScreen(Screen[None]):
 
     def _recover(self) -> None:
         """Make messages of what a crash left, of an answer and of what was sent: words need no model."""
+        self._left_unanswered = False
         if self.store.draft(self.session_id) is None and not self.store.left_waiting(self.session_id):
             return
         from infinichat.session import recover_interrupted

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from infinichat.config import parse_value, save_setting, setting_keys
+from infinichat.config import parse_value, setting_keys
 from infinichat.errors import InfiniChatError, UsageError
 from infinichat.messages import Message
 from infinichat.text.documents import named_paths, split_names
@@ -315,11 +315,6 @@ class ChatCommands:
     def _set_choices(self) -> list[tuple[str, str]]:
         names = [key.removeprefix("sampling.") for key in setting_keys() if key.startswith("sampling.")]
         return [(name, f"now {getattr(self._screen.sampling, name)}") for name in names]
-
-
-def save_theme(screen: ChatScreen, theme: str) -> None:
-    """Keep the theme for the next start."""
-    save_setting(screen.services.paths, "ui.theme", theme)
 
 
 def _free(file: Path) -> Path:

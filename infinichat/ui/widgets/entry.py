@@ -258,10 +258,6 @@ class AnswerEntry(Entry):
         if stream is not None:
             await stream.stop()
 
-    def code_blocks(self) -> list[str]:
-        """The code in the answer's fences, first to last."""
-        return fences(self.text)
-
     def meta_parts(self) -> list[str]:
         parts = []
         if self.message is not None and self.message.reason in _REASONS:
