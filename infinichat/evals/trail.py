@@ -124,7 +124,6 @@ class Trail:
                 self.line.tell(message)
         self.start = self.line.tokens
         self._source = self.line.copy()
-        self._previous = {0: self.line.previous}
         config = self.engine.model.config
         self.window, self.segment = config.window, config.segment
         self.tail = least_tail(self.engine.model)

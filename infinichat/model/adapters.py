@@ -4,8 +4,9 @@
 
 for the four projections of every layer from the memory's on. Layers below it stay the base's, so what a
 memory is written with and asked by does not change. Stored beside the memory's parameters as
-``model.layers.N.self_attn.q_proj.adapter_up`` and ``.adapter_down``; a model in use has W' and nothing else,
-so adapters cost nothing there.
+``model.layers.N.self_attn.q_proj.adapter_up`` and ``.adapter_down``; a model in use has W' and nothing else.
+W' lies on no grid of 4 bits, so where single tokens are computed in the file's own 4 bits, these matrices are
+kept in 8.
 """
 
 from __future__ import annotations

@@ -246,7 +246,7 @@ def _stage(
     if name == "gate":
         return GateStage(memory, pool)
     if float(memory.alpha.detach()) == 0.0:
-        # From zero, W_om and alpha would wait for each other; 8 was measured to be near where it ends.
+        # From zero, W_om and alpha would wait for each other.
         memory.alpha.data.fill_(8.0)
         memory.read_bias.data.zero_()
     return RecallStage(memory, pool, loaded.model, layer=layer, adapters=adapters)
