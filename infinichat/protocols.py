@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from infinichat.messages import LayerMemory, SamplingOptions
@@ -62,8 +61,6 @@ class EngineInfo:
     chat_format: str
     parameters: int
     memory_layers: tuple[int, ...]
-    path: Path | None = None
-    """The checkpoint's folder or file, where it came from one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,13 @@ from infinichat.attention.reference import recall_features, store, unit
 LEAST_SHARE = 0.05
 """A value is followed from this share of the last read on."""
 
+HEIR_SHARE, HEIR_NEAR, HEIR_MARGIN = 0.6, 0.5, 12.0
+"""A token that replaces something by more than this inherits reads from what has more than this part of the
+largest share, if it does not answer so many nats worse."""
+
+LEAST_OPEN = 0.05
+"""Below this, what a read carries on is shut."""
+
 
 @dataclass(frozen=True, slots=True)
 class BankParameters:
@@ -30,6 +37,7 @@ class BankParameters:
     null: Tensor
     recency: Tensor
     erase: Tensor
+    novelty: Tensor
     gate_taps: Tensor
     gate_bias: Tensor
     matrix_gain: Tensor
@@ -45,12 +53,18 @@ class BankParameters:
     adapt_in: Tensor
     adapt_in_bias: Tensor
     adapt_out: Tensor
+    carry: Tensor
+    carry_bias: Tensor
+    say_final: Tensor
+    say_out: Tensor
+    say: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
     """One written token: its unit key [K], its mark [F], its value [C], its id, how far it has faded, the
-    number of its write, whether the token right before was written, too, and its weight in the last read."""
+    number of its write, whether the token right before was written, too, its weight in the last read, and the
+    number of the write that has replaced it, 0 for none."""
 
     key: Tensor
     mark: Tensor
@@ -60,13 +74,19 @@ class Pair:
     order: int
     joined: bool
     weight: Tensor
+    heir: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Banked:
-    """What the memory ``added`` to the residual [T, C], the pairs in the bank and M per head at the end."""
+    """What the memory ``added`` to the residual [T, C] and carries on: how far adapters are ``opened`` [T],
+    the logits of saying the ``values`` [T, C], ``wish`` [T]; the pairs in the bank and M per head at the
+    end."""
 
     added: Tensor
+    opened: Tensor
+    values: Tensor
+    wish: Tensor
     bank: list[Pair]
     M: list[Tensor]
 
@@ -107,27 +127,40 @@ def bank_layer(
             bank = [replace(pair, weight=w) for pair, w in zip(bank, read, strict=False)]
             rows.append(_addition(x[t], read, ended, blurred, bank, p))
         else:
-            rows.append(nothing)
+            rows.append((nothing, nothing[0], nothing, nothing[0]))
         b = strength(t)
         if b > 0:
             written += 1
             mark, zero = unit(projection(t - 1, p.fade)), b.new_zeros(())
-            bank = _written(bank, Pair(key(t - 1), mark, words[t], ids[t], zero, written, last, zero), p)
+            novelty = projection(t - 1, p.novelty[None])[0]
+            pair = Pair(key(t - 1), mark, words[t], ids[t], zero, written, last, zero)
+            bank = _written(bank, pair, novelty, p)
             bank = _readiest(bank, written, p, slots)
             features = [recall_features(projection(t - 1), h, heads, order) for h in range(heads)]
             M = [store(M[h], features[h], values[t, h], b) for h in range(heads)]
         last = bool(b > 0)
-    return Banked(torch.stack(rows), bank, M)
+    added, opened, found, wish = (torch.stack(column) for column in zip(*rows, strict=True))
+    return Banked(added, opened, found, wish, bank, M)
 
 
-def _written(bank: list[Pair], new: Pair, p: BankParameters) -> list[Pair]:
+def cut(logit: Tensor) -> Tensor:
+    """sigmoid, and exactly 0 where that is below 0.05; its gradient is the sigmoid's everywhere."""
+    gate = torch.sigmoid(logit)
+    return gate if gate >= LEAST_OPEN else gate - gate.detach()
+
+
+def _written(bank: list[Pair], new: Pair, novelty: Tensor, p: BankParameters) -> list[Pair]:
     """A token takes from every earlier pair by how much of an answer it would have been in the token's
-    place."""
-    alike, nothing, force = p.erase[0].exp(), p.erase[1], p.erase[2].exp()
+    place; of those that it replaces, and of what those had replaced, it is the heir."""
+    alike, nothing, force = p.erase[0].exp(), p.erase[1] + novelty, p.erase[2].exp()
     answers = [(alike * (old.mark @ new.mark) + old.faded).exp() for old in bank]
     whole = sum(answers, (alike * nothing).exp())
     faded = [replace(old, faded=old.faded - force * a / whole) for old, a in zip(bank, answers, strict=True)]
-    return [*faded, new]
+    gone: set[int] = set()
+    if sum(answers) / whole > HEIR_SHARE:
+        gone = {old.order for old, a in zip(bank, answers, strict=True) if a > HEIR_NEAR * max(answers)}
+    heirs = [replace(old, heir=new.order) if old.order in gone or old.heir in gone else old for old in faded]
+    return [*heirs, new]
 
 
 def _readiness(pair: Pair, written: int, p: BankParameters) -> Tensor:
@@ -146,8 +179,16 @@ def _weights(
     """The weights of all pairs and of the null slot, with values followed to their end, and the share of
     those that have ended. ``token`` is the one that reads."""
     beta = p.beta.exp()
-    scores = [beta * (query @ pair.key) + _readiness(pair, written, p) for pair in bank]
+    answers = [beta * (query @ pair.key) for pair in bank]
+    scores = [answer + _readiness(pair, written, p) for answer, pair in zip(answers, bank, strict=True)]
     weights = torch.stack([*scores, beta * p.null]).softmax(dim=0)
+    places = {pair.order: place for place, pair in enumerate(bank)}
+    given = list(weights)
+    for place, pair in enumerate(bank):
+        heir = places.get(pair.heir)
+        if heir is not None and answers[place] - answers[heir] < HEIR_MARGIN:
+            given[heir], given[place] = given[heir] + weights[place], given[place] - weights[place]
+    weights = torch.stack(given)
     said = {pair.order: pair.weight for pair in bank if pair.id == token}
     share = sum(said.values(), torch.zeros_like(weights[0]))
     if share <= LEAST_SHARE:
@@ -159,8 +200,9 @@ def _weights(
 
 def _addition(
     x: Tensor, weights: Tensor, ended: Tensor, blurred: list[Tensor], bank: list[Pair], p: BankParameters
-) -> Tensor:
-    """g (alpha W_om (v + n mu m) + (1 - n) w + e w' + u + B silu(A [x, 1 - n, e] + a)) for one token."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """g (alpha W_om (v + n mu m) + (1 - n) w + e w' + u + B z), z = silu(A [x, 1 - n, e] + a), for one token;
+    by how much the adapters above are open, P v and the logit of saying it."""
     n = weights[-1]
     v = sum((w * pair.value for w, pair in zip(weights, bank, strict=False)), torch.zeros_like(x))
     full = math.sqrt(len(blurred[0]))
@@ -169,6 +211,9 @@ def _addition(
     seen = torch.stack((1 - n, ended))
     g = torch.sigmoid(p.read_gate @ x + p.read_confidence @ seen + p.read_bias)
     inner = p.adapt_in @ torch.cat((x, seen)) + p.adapt_in_bias
-    adapted = p.adapt_out @ (inner * torch.sigmoid(inner))
-    read = p.alpha * (p.out @ (v + n * p.matrix_gain * m))
-    return g * (read + (1 - n) * p.confidence + ended * p.ending + p.found_bias + adapted)
+    z = inner * torch.sigmoid(inner)
+    v = v + n * p.matrix_gain * m
+    read = p.alpha * (p.out @ v) + p.adapt_out @ z
+    added = g * (read + (1 - n) * p.confidence + ended * p.ending + p.found_bias)
+    opening, wish = p.carry @ torch.cat((x, seen, z)) + p.carry_bias
+    return added, cut(opening), p.say_out @ v, wish

@@ -78,7 +78,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
     from infinichat.training.prepare import STAGES, Options, train_memory
 
     console = context.console
-    loaded = load_model(args.model, dtype=torch.bfloat16, adapted=False)
+    loaded = load_model(args.model, dtype=torch.bfloat16)
     stages = STAGES if args.stage == "all" else tuple(args.stage.split(","))
     steps = None if args.steps is None else dict.fromkeys(STAGES, args.steps)
     options = Options(

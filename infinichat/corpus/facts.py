@@ -26,9 +26,12 @@ from typing import Literal
 from infinichat.corpus.attributes import BARE_THINGS, FAVOURITES, PERSONAL, PLACE_THINGS, PLACES
 from infinichat.corpus.phrasings import (
     ASK,
+    ASK_CORES,
+    ASK_ENDINGS,
     ASK_HELD_OUT,
     ASK_KIND,
     ASK_MORE,
+    ASK_OPENINGS,
     CORRECT,
     CORRECT_HELD_OUT,
     CORRECT_MORE,
@@ -46,6 +49,9 @@ SubjectKind = Literal["user", "person", "kin", "thing"]
 NOT_TOLD = "something you have not told me"
 BARE = 0.15
 """Share of the things that belong to no place."""
+
+COMBINED = 0.4
+"""Share of the questions in training that are put together of parts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +229,8 @@ class FactMaker:
         """One way of asking for ``fact``, and the right answer; ``told=False``: it was never said."""
         spoken, unknown = _spoken(fact), NOT_TOLD
         form = rng.choice(self.ask_forms)
+        if self.side == "train" and rng.random() < COMBINED:
+            form = combined(rng)
         start = _capital(phrase(fact, voice="assistant")) + " is "
         if self.side == "train" and fact.kind in ASK_KIND and rng.random() < 0.2:
             form = rng.choice(ASK_KIND[fact.kind])
@@ -236,6 +244,17 @@ class FactMaker:
         ask = _fill(form, fact, phrase(fact, voice="user", rng=rng), None).text
         value = fact.value if told else unknown
         return Question(ask, f"{start}{value}.", (len(start), len(start) + len(value)), fact)
+
+
+def combined(rng: random.Random) -> str:
+    """A way of asking that is put together of an opening, a core and an ending, and is not held out."""
+    while True:
+        opening, core, ending = (rng.choice(part) for part in (ASK_OPENINGS, ASK_CORES, ASK_ENDINGS))
+        form = opening + core + ending
+        if not opening or opening.rstrip().endswith((".", "!")):
+            form = opening + _capital(core) + ending
+        if form not in ASK_HELD_OUT:
+            return form
 
 
 def _spoken(fact: Fact) -> Spoken | None:

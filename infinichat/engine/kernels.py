@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from infinichat.attention.window import inverse_frequencies
 from infinichat.engine.quantize import Product, WeightFormat
+from infinichat.model.adapters import Carried
 from infinichat.model.cache import InfiniCache
 from infinichat.model.memories import PaperMemory, ResidualMemory
 from infinichat.model.modeling_infini import InfiniDecoderLayer, InfiniForCausalLM, RMSNorm
@@ -116,9 +117,16 @@ class PlainStep:
         h.copy_(embedded[0])
         cos, sin = self._angles(cache.seen)
         front = cache.evicted > 0 and self._sinks > 0
-        for layer, state in zip(self.layers, cache.states, strict=True):
+        told: list[Carried] = []
+        for number, (layer, state) in enumerate(zip(self.layers, cache.states, strict=True)):
             x = layer.input_norm(residual)
-            qkv = layer.qkv(x)[0].view(-1, self._dim)  # [H + 2 Hkv, D]
+            flat = layer.qkv(x)
+            changing = told[-1].changing if told else None
+            if changing is not None:
+                adapters, opened = changing
+                changed = adapters.qkv(number, x.float(), opened[0])
+                flat = flat + torch.cat(changed, dim=-1).to(flat.dtype)
+            qkv = flat[0].view(-1, self._dim)  # [H + 2 Hkv, D]
             turned = qkv[: self._heads + self._kv_heads]
             # One multiply-add rotates queries and keys together; the table holds the signs and the scale.
             turned = torch.addcmul(turned * cos, turned.roll(self._dim // 2, 1), sin)
@@ -134,17 +142,25 @@ class PlainStep:
                 plain_q = qkv[None, : self._heads, None]
                 out = layer.memory.attend(out.view(1, self._heads, 1, self._dim), plain_q, state.memory)
                 state.memory_k.append(qkv[None, self._heads : self._heads + self._kv_heads, None])
-            h.add_(layer.out(out.reshape(1, -1).to(layer.out.dtype)))
+            mixed = out.reshape(1, -1)
+            h.add_(layer.out(mixed.to(layer.out.dtype)))
+            if changing is not None:
+                adapters, opened = changing
+                h.add_(adapters.out(number, mixed.float(), opened[0]))
             if state.memory is not None and isinstance(layer.memory, ResidualMemory):
                 ids = torch.tensor([[token_id]])
-                read = layer.memory(h[None], x[None], state, real=None, embeddings=embedded, ids=ids)
+                read, more = layer.memory(h[None], x[None], state, real=None, embeddings=embedded, ids=ids)
                 h.copy_(read[0])
+                told += [] if more is None else [more]
             gate, up = layer.gate_up(layer.mlp_norm(residual)).chunk(2, dim=1)
             h.add_(layer.down(layer.activation(gate).mul_(up)))
         cache.ids.append(torch.tensor([[token_id]]))
         cache.slots_fed += 1
         cache.seen += 1
-        cache.last_hidden = self._norm(residual).to(cache.dtype)
+        final = self._norm(residual)
+        for carried in told:
+            final = carried.spoken(final[None])[0]
+        cache.last_hidden = final.to(cache.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self._head(hidden.to(self._head.dtype))[0]

@@ -104,5 +104,4 @@ def _info(loaded: LoadedModel, plan: Plan) -> EngineInfo:
         chat_format=loaded.chat_format,
         parameters=loaded.parameters,
         memory_layers=tuple(config.memory_layers) if loaded.trained else (),
-        path=loaded.path,
     )

@@ -20,6 +20,8 @@ from infinichat.attention.window import inverse_frequencies
 from infinichat.engine.compiler import compiled
 from infinichat.engine.quantize import GROUP, WeightFormat
 from infinichat.engine.tiles import fits_tiles, q4_tiles, q8_tiles
+from infinichat.model.adapters import Adapters, Carried
+from infinichat.model.bank_memory import BankMemory
 from infinichat.model.cache import InfiniCache
 from infinichat.model.memories import PaperMemory, ResidualMemory
 from infinichat.model.modeling_infini import InfiniDecoderLayer, InfiniForCausalLM
@@ -44,6 +46,16 @@ class _Matrix(ctypes.Structure):
     )
 
 
+class _Change(ctypes.Structure):
+    _fields_ = (
+        ("rank", ctypes.c_int32),
+        ("down_qkv", ctypes.c_void_p),
+        ("up_qkv", ctypes.c_void_p),
+        ("down_out", ctypes.c_void_p),
+        ("up_out", ctypes.c_void_p),
+    )
+
+
 class _Layer(ctypes.Structure):
     _fields_ = (
         ("qkv", _Matrix),
@@ -52,6 +64,7 @@ class _Layer(ctypes.Structure):
         ("down", _Matrix),
         ("input_norm", ctypes.c_void_p),
         ("mlp_norm", ctypes.c_void_p),
+        ("change", _Change),
     )
 
 
@@ -87,7 +100,8 @@ def native_library(cache: Path) -> ctypes.CDLL | None:
     library = compiled(SOURCE, cache / "native")
     if library is not None:
         pointer, whole = ctypes.c_void_p, ctypes.c_int
-        library.infini_run.argtypes = (pointer, whole, whole, pointer, pointer, whole, whole, *(pointer,) * 3)
+        places = (pointer, pointer, whole, whole, *(pointer,) * 3)
+        library.infini_run.argtypes = (pointer, whole, whole, *places, ctypes.c_float)
         library.infini_norm.argtypes = library.infini_head.argtypes = (pointer,) * 3
         for function in (library.infini_run, library.infini_norm, library.infini_head):
             function.restype = None
@@ -109,6 +123,13 @@ class NativeStep:
         self._inv_freq = scaled_frequencies(plain, rope["scaling"])
         self._front = config.sinks
         layers = [self._layer(layer) for layer in model.model.layers]
+        changes = [
+            layer.memory.adapters for layer in model.model.layers if isinstance(layer.memory, BankMemory)
+        ]
+        for adapters in changes:
+            if adapters is not None:
+                for at in range(adapters.first, config.num_hidden_layers):
+                    layers[at].change = self._change(adapters, at - adapters.first)
         self._weights = _FORMATS[layers[0].down.kind]
         self._memories = [
             (index, layer.memory)
@@ -124,7 +145,10 @@ class NativeStep:
     def fits(model: InfiniForCausalLM) -> bool:
         """Whether ``step.c`` knows everything in ``model``."""
         config = model.config
-        known = all(not isinstance(layer.memory, PaperMemory) for layer in model.model.layers)
+        memories = [layer.memory for layer in model.model.layers]
+        known = not any(isinstance(memory, PaperMemory) for memory in memories)
+        # The adapters of one memory; a second one's would be open by the first one's reads.
+        known = known and sum(getattr(memory, "adapters", None) is not None for memory in memories) <= 1
         linears = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
         tiled = all(fits_tiles(weight) for weight in linears)
         return known and tiled and config.hidden_act == "silu" and config.head_dim <= WIDEST_HEAD
@@ -145,7 +169,7 @@ class NativeStep:
             windows = self._windows[cache] = _Windows(cache, front)
         slots = cache.window_tokens + 1 + (self._front if front else 0)
 
-        def run(first: int, last: int) -> None:
+        def run(first: int, last: int, opened: float) -> None:
             self._library.infini_run(
                 ctypes.byref(self._c),
                 first,
@@ -157,21 +181,28 @@ class NativeStep:
                 cosine.data_ptr(),
                 sine.data_ptr(),
                 self._x.data_ptr(),
+                opened,
             )
 
-        done = 0
+        done, opened = 0, 0.0
+        told: list[Carried] = []
         for index, memory in self._memories:
             state = cache.states[index]
             if state.memory is not None:
-                run(done, 2 * index + 1)
+                run(done, 2 * index + 1, opened)
                 done = 2 * index + 1
                 ids = torch.tensor([[token_id]])
-                read = memory(self._h, self._x, state, real=None, embeddings=embedded, ids=ids)
+                read, carried = memory(self._h, self._x, state, real=None, embeddings=embedded, ids=ids)
                 self._h.copy_(read)
-        run(done, 2 * len(self._layers))
+                if carried is not None:
+                    told.append(carried)
+                    opened = 0.0 if carried.adapters is None else float(carried.opened)
+        run(done, 2 * len(self._layers), opened)
         self._count(cache, token_id)
         hidden = torch.empty_like(self._h[0])
         self._library.infini_norm(ctypes.byref(self._c), self._h.data_ptr(), hidden.data_ptr())
+        for carried in told:
+            hidden = carried.spoken(hidden[None])[0]
         cache.last_hidden = hidden.to(cache.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -222,6 +253,16 @@ class NativeStep:
             down=self._fused(mlp.down_proj),
             input_norm=self._pointer(layer.input_layernorm.weight),
             mlp_norm=self._pointer(layer.post_attention_layernorm.weight),
+        )
+
+    def _change(self, adapters: Adapters, at: int) -> _Change:
+        ups = torch.cat((adapters.q_up[at], adapters.k_up[at], adapters.v_up[at]))
+        return _Change(
+            rank=adapters.rank,
+            down_qkv=self._pointer(adapters.qkv_down[at]),
+            up_qkv=self._pointer(ups),
+            down_out=self._pointer(adapters.o_down[at]),
+            up_out=self._pointer(adapters.o_up[at]),
         )
 
     def _fused(self, *linears: nn.Linear) -> _Matrix:

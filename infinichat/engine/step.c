@@ -39,9 +39,18 @@ typedef struct {
     const float *bias; /* or NULL */
 } Matrix;
 
+/* Low-rank changes of attention (model/adapters.py), float32, row by row: down_qkv [3 rank, hidden] of the query's,
+ * the key's and the value's, their ups below each other [qkv rows, rank], down_out [rank, out columns] and up_out
+ * [hidden, rank]. rank 0: none. */
+typedef struct {
+    int32_t rank;
+    const float *down_qkv, *up_qkv, *down_out, *up_out;
+} Change;
+
 typedef struct {
     Matrix qkv, out, gate_up, down;
     const float *input_norm, *mlp_norm;
+    Change change;
 } Layer;
 
 typedef struct {
@@ -263,6 +272,21 @@ static void times(const Model *m, const Matrix *w, const float *x, float *y) {
         for (int r = 0; r < w->rows; r++) y[r] += w->bias[r];
 }
 
+/* y += open * up (down x); `parts` blocks of rows of up, of these sizes, have a block of `rank` rows of down each. */
+static void change(const float *down, const float *up, int rank, int columns, int parts, const int *sizes, float open,
+                   const float *x, float *y) {
+    for (int part = 0; part < parts; part++) {
+        for (int r = 0; r < rank; r++, down += columns) {
+            float sum = 0;
+            for (int i = 0; i < columns; i++) sum += down[i] * x[i];
+            sum *= open;
+            for (int i = 0; i < sizes[part]; i++) y[i] += up[(int64_t)i * rank + r] * sum;
+        }
+        up += (int64_t)sizes[part] * rank;
+        y += sizes[part];
+    }
+}
+
 /* ---- attention of one token over the window */
 
 static void rotate(float *x, int dim, const float *cosine, const float *sine) {
@@ -338,16 +362,22 @@ static void attend(const Model *m, const Window *w, int is_bf16, int slots, floa
 
 /* Half-layers first..last - 1 on the residual h: 2 i is layer i's attention, 2 i + 1 its MLP. The caller steps in
  * between where a memory adds its read; the normed input of the last attention is then in x_of_layer [hidden].
+ * open: by how much that read opens the changes of the layers from here on, 0 for not at all.
  * windows: one for each layer, with `slots` attended slots of which the last one is written here. */
 void infini_run(const Model *m, int first, int last, float *h, const Window *windows, int is_bf16, int slots,
-                const float *cosine, const float *sine, float *x_of_layer) {
+                const float *cosine, const float *sine, float *x_of_layer, float open) {
+    const int attended = m->heads * m->dim, keys = m->kv_heads * m->dim, sizes[3] = {attended, keys, keys};
     for (int half = first; half < last; half++) {
         const Layer *layer = m->layer + half / 2;
+        const Change *c = &layer->change;
+        int changed = open > 0 && c->rank > 0;
         if (half % 2 == 0) {
             norm(h, layer->input_norm, m->hidden, m->eps, x_of_layer);
             times(m, &layer->qkv, x_of_layer, m->y);
+            if (changed) change(c->down_qkv, c->up_qkv, c->rank, m->hidden, 3, sizes, open, x_of_layer, m->y);
             attend(m, windows + half / 2, is_bf16, slots, m->y, cosine, sine, m->x);
             times(m, &layer->out, m->x, m->y);
+            if (changed) change(c->down_out, c->up_out, c->rank, attended, 1, &m->hidden, open, m->x, m->y);
         } else {
             norm(h, layer->mlp_norm, m->hidden, m->eps, m->x);
             times(m, &layer->gate_up, m->x, m->y);

@@ -23,7 +23,6 @@ from infinichat.evals.filler import FillerText, Stretch
 from infinichat.evals.task import Options, Report, Tally, per_conversation
 from infinichat.evals.together import Asker
 from infinichat.model.configuration_infini import InfiniConfig
-from infinichat.model.loading import load_model
 from infinichat.model.memories import PaperMemory
 from infinichat.model.modeling_infini import InfiniForCausalLM
 
@@ -32,25 +31,17 @@ HALF_OPEN = 0.0
 
 
 def base_of(engine: InfiniEngine, **changes: Any) -> InfiniEngine:
-    """An engine over the checkpoint's base as it was pretrained: no memory, no adapters; ``changes`` go into
-    its configuration."""
-    changes = {**changes, "memory_layers": [], "memory_trained": False}
-    if engine.info.path is None:
-        return with_memory(engine, **changes)
-    norm = engine.model.model.norm.weight
-    plain = load_model(engine.info.path, dtype=norm.dtype, adapted=False).model.to(norm.device)
-    return with_memory(engine, plain, **changes)
+    """An engine over the checkpoint's base as it was pretrained: no memory; ``changes`` go into its
+    configuration."""
+    return with_memory(engine, **{**changes, "memory_layers": [], "memory_trained": False})
 
 
-def with_memory(
-    engine: InfiniEngine, source: InfiniForCausalLM | None = None, **changes: Any
-) -> InfiniEngine:
-    """An engine over the weights of ``source``, or the same as ``engine``'s, with ``changes`` in its
-    configuration; weights are shared."""
+def with_memory(engine: InfiniEngine, **changes: Any) -> InfiniEngine:
+    """An engine over the same weights as ``engine``'s, with ``changes`` in its configuration."""
     config = InfiniConfig(**{**engine.model.config.to_dict(), **changes})
     with torch.device("meta"):
         model = InfiniForCausalLM(config)
-    weights = (source or engine.model).state_dict()
+    weights = engine.model.state_dict()
     if not config.memory_layers or config.memory != engine.model.config.memory:
         weights = {name: tensor for name, tensor in weights.items() if ".memory." not in name}
         for index in config.memory_layers:

@@ -96,7 +96,7 @@ def stream_keeping(
         kept.append(Passed(tuple(piece[0].tolist()), h))
         h = _run(model, cache, plan, h, range(layer, layers))
         advance(cache, piece, plan)
-        cache.last_hidden = model.model.norm(h)[:, -1].clone()
+        cache.last_hidden = plan.spoken(model.model.norm(h[:, -1:]))[:, 0]
     return kept
 
 
@@ -112,7 +112,7 @@ def stream_above(
         for piece, plan in _pieces(engine, cache, part.ids, None):
             h = _through(model, cache, plan, part.entering, range(layer, layers))
             advance(cache, piece, plan)
-            cache.last_hidden = model.model.norm(h)[:, -1].clone()
+            cache.last_hidden = plan.spoken(model.model.norm(h[:, -1:]))[:, 0]
     for index in range(layer):
         cache.states[index] = below.states[index].clone()
 

@@ -118,8 +118,7 @@ class _Branches:
         for branch, count in zip(self._active, lengths, strict=True):
             self._fed[branch] += count
         last = torch.tensor(lengths).cumsum(0) - 1
-        states: Tensor = self._body.norm(h[0, last]).float()
-        return states
+        return plan.spoken(self._body.norm(h).float())[0, last]
 
     def _plan(self, rows: list[int], ids: Tensor) -> SegmentPlan:
         """Positions, and a mask that shows each token the window and its own branch so far."""
@@ -169,7 +168,7 @@ def _with_rows(
 
     x = layer.input_layernorm(h)
     h = h + layer.self_attn(x, plan, state, None)
-    read = layer.memory(
+    read, carried = layer.memory(
         rows(h),
         rows(x),
         rowwise,
@@ -178,6 +177,15 @@ def _with_rows(
         ids=rows(plan.ids),
     )
     h = read[real][None]
+    if carried is not None:
+        plan.carried.append(
+            replace(
+                carried,
+                opened=carried.opened[real][None],
+                values=carried.values[real][None],
+                wish=carried.wish[real][None],
+            )
+        )
     out: Tensor = h + layer.mlp(layer.post_attention_layernorm(h))
     return out
 

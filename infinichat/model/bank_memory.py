@@ -4,11 +4,12 @@ One projection makes keys and queries: what position t asks for is what the toke
 telling and asking meet wherever the words before the value are alike::
 
     f_t   = x_t .. x_{t-3}, e_t .. e_{t-5}     the layer's normed inputs and the token embeddings (unit rms)
-    q_t   = headwise_unit(W f_t),   k_t = q_{t-1},   m_t = unit(W' f_{t-1})
+    q_t   = headwise_unit(W f_t),   k_t = q_{t-1},   m_t = unit(W' f_{t-1}),   n'_t = n' + w' f_{t-1}
     b_t   = hard_gate(sum_j w_j x_{t-j} + c)   exactly 0 for almost every token
     v, n, e = bank read, its null weight, how much of that is a value that has ended;  m = matrix read
-    h_t  += g_t (alpha W_om (v + n mu m) + (1 - n) w + e w' + u + B silu(A [x_t, 1 - n, e] + a))
+    h_t  += g_t (alpha W_om (v + n mu m) + (1 - n) w + e w' + u + B z_t),   z_t = silu(A [x_t, 1 - n, e] + a)
 
+and [x_t, 1 - n, e, z_t] decides what is carried on to the layers above (``adapters``).
 (``infinichat.attention.bank`` and ``.memory``.) A token is written as soon as it has been read, not when it
 leaves the window: a small model finds little even in its window. Of 24 things told a few hundred tokens
 before, SmolLM2-135M said one with a memory that is written later, and 20 with one that is written at once.
@@ -28,6 +29,7 @@ from torch.nn import functional as F
 from infinichat.attention.bank import BankRule, bank_read, bank_write, headwise_unit, unit
 from infinichat.attention.infini import ending, ragged_taps, recall_features, recall_read, taps
 from infinichat.attention.memory import wide, write_delta
+from infinichat.model.adapters import Adapters, Carried, cut
 from infinichat.model.configuration_infini import InfiniConfig
 from infinichat.model.layer_state import TOKEN_TAPS, LayerState
 from infinichat.model.memories import ResidualMemory
@@ -41,13 +43,15 @@ ADAPTER_RANK = 64
 class BankMemory(ResidualMemory):
     """With C = hidden size, H heads, Dk key width, K = H Dk: ``context`` [K, 10 C], ``fade`` [F, 10 C],
     ``head_weight`` [H], the scalars of ``BankRule`` (``beta`` as a logarithm; ``erase`` [3]: ``alike`` and
-    ``force`` as logarithms, ``new`` between them), the write gate ``gate_taps`` [3, C] and ``gate_bias``,
-    ``matrix_gain`` and ``softness`` [H] for the matrix, ``out`` [C, C], ``alpha``, ``confidence``,
-    ``ending`` and ``found_bias`` [C], the token gate ``read_gate`` [C], ``read_confidence`` [2] (of what is
-    found and of what has ended), ``read_bias``, and the adapter ``adapt_in`` [64, C + 2], ``adapt_in_bias``,
-    ``adapt_out`` [C, 64]."""
+    ``force`` as logarithms, ``new`` between them), ``novelty`` [10 C], the write gate ``gate_taps`` [3, C]
+    and ``gate_bias``, ``matrix_gain`` and ``softness`` [H] for the matrix, ``out`` [C, C], ``alpha``,
+    ``confidence``, ``ending`` and ``found_bias`` [C], the token gate ``read_gate`` [C], ``read_confidence``
+    [2] (of what is found and of what has ended), ``read_bias``, and the adapter ``adapt_in`` [64, C + 2],
+    ``adapt_in_bias``, ``adapt_out`` [C, 64]. For what is carried on: ``carry`` [2, C + 66] and
+    ``carry_bias`` [2] (how far the adapters open, and whether the values are said), ``say_final`` [C],
+    ``say_out`` [C, C], ``say`` and, with a ``memory_rank``, ``adapters`` for the layers above ``layer``."""
 
-    def __init__(self, config: InfiniConfig) -> None:
+    def __init__(self, config: InfiniConfig, layer: int) -> None:
         super().__init__(config)
         hidden, heads, rank = config.hidden_size, config.memory_heads, ADAPTER_RANK
 
@@ -58,6 +62,7 @@ class BankMemory(ResidualMemory):
         self.context, self.fade = parameter(self.width, around), parameter(config.memory_fade_dim, around)
         self.head_weight = parameter(heads)
         self.beta, self.null, self.recency, self.erase = parameter(), parameter(), parameter(), parameter(3)
+        self.novelty = parameter(around)
         self.matrix_gain, self.softness = parameter(), parameter(heads)
         self.out, self.alpha = parameter(hidden, hidden), parameter()
         self.confidence, self.ending = parameter(hidden), parameter(hidden)
@@ -65,6 +70,11 @@ class BankMemory(ResidualMemory):
         self.read_confidence, self.read_bias = parameter(2), parameter()
         self.adapt_in, self.adapt_in_bias = parameter(rank, hidden + 2), parameter(rank)
         self.adapt_out = parameter(hidden, rank)
+        self.carry, self.carry_bias = parameter(2, hidden + 2 + rank), parameter(2)
+        self.say_final, self.say_out, self.say = parameter(hidden), parameter(hidden, hidden), parameter()
+        self.adapters: Adapters | None = None
+        if config.memory_rank and layer + 1 < config.num_hidden_layers:
+            self.adapters = Adapters(config, below=layer, rank=config.memory_rank)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -73,8 +83,9 @@ class BankMemory(ResidualMemory):
         super().reset_parameters()
         for matrix in (self.context, self.fade, self.adapt_in):
             nn.init.normal_(matrix, std=matrix.shape[1] ** -0.5)
-        closed = (self.alpha, self.confidence, self.ending, self.found_bias, self.adapt_out, self.matrix_gain)
-        neutral = (self.head_weight, self.adapt_in_bias, self.read_gate, self.read_confidence)
+        closed = [self.alpha, self.confidence, self.ending, self.found_bias, self.adapt_out, self.say]
+        neutral = [self.head_weight, self.adapt_in_bias, self.read_gate, self.read_confidence]
+        neutral += [self.matrix_gain, self.novelty, self.carry, self.carry_bias, self.say_final]
         for parameter in (*closed, *neutral):
             parameter.zero_()
         starts = {"beta": 2.7, "null": 0.5, "recency": 0.2, "softness": 0.5, "read_bias": 1.0}
@@ -83,7 +94,10 @@ class BankMemory(ResidualMemory):
         # Taking more than 3 nats (e^1.1) makes some corrections surer and costs more than that elsewhere:
         # what was wrongly taken for a correction is not found any more.
         self.erase.copy_(torch.tensor([3.5, 0.85, 1.1]))
-        self.out.copy_(torch.eye(self.out.shape[0]))
+        for square in (self.out, self.say_out):
+            square.copy_(torch.eye(square.shape[0]))
+        if self.adapters is not None:
+            self.adapters.reset_parameters()
 
     def rule(self, dtype: torch.dtype) -> BankRule:
         """The bank's scalars in ``dtype``."""
@@ -100,8 +114,8 @@ class BankMemory(ResidualMemory):
         real: Tensor | None,
         embeddings: Tensor,
         ids: Tensor,
-    ) -> Tensor:
-        """As ``ResidualMemory.forward``."""
+    ) -> tuple[Tensor, Carried | None]:
+        """As ``ResidualMemory.forward``; what is carried is zero where nothing was ever written."""
         assert state.memory is not None
         assert state.memory_k is not None
         assert state.strength is not None
@@ -133,14 +147,17 @@ class BankMemory(ResidualMemory):
             last, state.tail_strength = ragged_taps(strength[..., None], state.tail_strength, real, 1, 1)
         writes = (strength > 0).any(dim=0).nonzero()[:, 0].tolist()
         # Marks only for what is written: this product is as large as that of the keys.
-        marks = projected.new_zeros((*projected.shape[:2], self.fade.shape[0]))
+        marks = projected.new_zeros((*projected.shape[:2], self.fade.shape[0] + 1))
         if writes:
-            marks[:, writes] = self._project(before[:, writes], self.fade)
+            written = before[:, writes]
+            both = [self._project(written, by) for by in (self.fade, self.novelty[None])]
+            marks[:, writes] = torch.cat(both, dim=-1)
         keys = torch.cat((keys, marks), dim=-1)
         state.strength.append(strength)
         state.memory_k.append(keys)
         # Nothing changes between two writes, so that is where the tokens are cut.
-        joined, parts, start = last[..., 0] > 0, [], 0
+        joined, start = last[..., 0] > 0, 0
+        parts: list[tuple[Tensor, Carried]] = []
         for place in writes:
             upto, new = slice(start, place + 1), slice(place, place + 1)
             parts.append(self._read_part(projected, x, ids, state, upto, real))
@@ -155,7 +172,8 @@ class BankMemory(ResidualMemory):
             start = place + 1
         if start < x.shape[1]:
             parts.append(self._read_part(projected, x, ids, state, slice(start, None), real))
-        return h + (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).to(h.dtype)
+        added = parts[0][0] if len(parts) == 1 else torch.cat([part for part, _ in parts], dim=1)
+        return h + added.to(h.dtype), Carried.joined([carried for _, carried in parts])
 
     def _read_part(
         self,
@@ -165,17 +183,22 @@ class BankMemory(ResidualMemory):
         state: LayerState,
         part: slice,
         real: Tensor | None,
-    ) -> Tensor:
-        """What the tokens of ``part`` add, which see the same memory; rows without a written token add
-        exactly nothing."""
+    ) -> tuple[Tensor, Carried]:
+        """What the tokens of ``part`` add, which see the same memory, and what they carry; rows without a
+        written token exactly nothing."""
         assert state.memory is not None
         something = state.memory.written > 0
         if not torch.is_grad_enabled() and not bool(something.any()):
-            return torch.zeros_like(x[:, part])
+            nothing = torch.zeros_like(x[:, part])
+            return nothing, self._carried(nothing[..., :1], nothing, nothing[..., :1])
         among = None if real is None else real[:, part]
-        return (
-            self.read(projected[:, part], x[:, part], ids[:, part], state, real=among)
-            * something[:, None, None]
+        return self.read(
+            projected[:, part],
+            x[:, part],
+            ids[:, part],
+            state,
+            something=something[:, None, None],
+            real=among,
         )
 
     @staticmethod
@@ -185,11 +208,18 @@ class BankMemory(ResidualMemory):
         return wide(F.linear(around.to(by.dtype), by))
 
     def read(
-        self, projected: Tensor, x: Tensor, ids: Tensor, state: LayerState, *, real: Tensor | None = None
-    ) -> Tensor:
-        """What to add to the residual [B, T, C], in x's type, for projections [B, T, K] of the tokens ``ids``
-        [B, T]; ``real`` [B, T] is False at padding. What they found goes into ``state``, for the token to
-        come."""
+        self,
+        projected: Tensor,
+        x: Tensor,
+        ids: Tensor,
+        state: LayerState,
+        *,
+        something: Tensor | float = 1.0,
+        real: Tensor | None = None,
+    ) -> tuple[Tensor, Carried]:
+        """What to add to the residual [B, T, C], in x's type, and to carry on, for projections [B, T, K] of
+        the tokens ``ids`` [B, T], as far as there is ``something`` [B, 1, 1] in the memory; ``real`` [B, T]
+        is False at padding. What they found goes into ``state``, for the token to come."""
         assert state.memory is not None
         assert state.bank is not None
         dtype = x.dtype
@@ -201,11 +231,14 @@ class BankMemory(ResidualMemory):
             features = recall_features(projected, heads=self.heads, order=self.order)
             blurred = recall_read(features, state.memory, softness=self.softness).values
             values = values + self.matrix_gain.to(dtype) * null * blurred
-        return self.added(x, values, null, got.ended[..., None])
+        return self.added(x, values, null, got.ended[..., None], something)
 
-    def added(self, x: Tensor, values: Tensor, null: Tensor, ended: Tensor) -> Tensor:
-        """What goes into the residual [..., C] for the layer's input x [..., C], a read's values [..., C],
-        its null weight [..., 1] and how much of that has ended [..., 1]."""
+    def added(
+        self, x: Tensor, values: Tensor, null: Tensor, ended: Tensor, something: Tensor | float = 1.0
+    ) -> tuple[Tensor, Carried]:
+        """What goes into the residual [..., C], and what is carried on, for the layer's input x [..., C], a
+        read's values [..., C], its null weight [..., 1], how much of that has ended [..., 1], and
+        ``something`` [..., 1, 1]: 0 where the memory is empty."""
         dtype = x.dtype
         seen = torch.cat((1 - null, ended), dim=-1)
         gate = torch.sigmoid(
@@ -215,7 +248,18 @@ class BankMemory(ResidualMemory):
         inner = F.linear(torch.cat((x, seen), dim=-1), self.adapt_in.to(dtype), self.adapt_in_bias.to(dtype))
         added = self.alpha.to(dtype) * F.linear(values, self.out.to(dtype)) + self.found_bias.to(dtype)
         added = added + seen @ torch.stack((self.confidence, self.ending)).to(dtype)
-        return gate * (added + F.linear(F.silu(inner), self.adapt_out.to(dtype)))
+        inner = F.silu(inner)
+        added = gate * (added + F.linear(inner, self.adapt_out.to(dtype)))
+        features = torch.cat((x, seen, inner), dim=-1)
+        logits = F.linear(features, self.carry.to(dtype), self.carry_bias.to(dtype))
+        opened = cut(logits[..., :1]) * something
+        values = F.linear(values, self.say_out.to(dtype)) * something
+        return added * something, self._carried(opened, values, logits[..., 1:])
+
+    def _carried(self, opened: Tensor, values: Tensor, wish: Tensor) -> Carried:
+        # Nobody above need look at adapters that change nothing.
+        needed = torch.is_grad_enabled() or bool(opened.any())
+        return Carried(self.adapters if needed else None, opened, values, wish, self.say_final, self.say)
 
     def write(
         self,
@@ -228,16 +272,17 @@ class BankMemory(ResidualMemory):
         joined: Tensor,
     ) -> None:
         """Write tokens in order into bank and matrix of ``state``: the projections that they are stored and
-        marked by [B, n, K + F], their values [B, n, C], ``ids`` [B, n], their strength [B, n]: 0 is not
-        written, and whether the token right before was written, too: ``joined`` [B, n]."""
+        marked by and their novelty [B, n, K + F + 1], their values [B, n, C], ``ids`` [B, n], their strength
+        [B, n]: 0 is not written, and whether the token right before was written, too: ``joined`` [B, n]."""
         assert state.memory is not None
         assert state.bank is not None
-        keys, marks = keys[..., : self.width], unit(keys[..., self.width :])
+        keys, marks, novelty = keys.tensor_split((self.width, keys.shape[-1] - 1), dim=-1)
         state.bank = bank_write(
             state.bank,
-            (headwise_unit(keys, self.head_weight.to(keys.dtype)), marks, values, ids),
+            (headwise_unit(keys, self.head_weight.to(keys.dtype)), unit(marks), values, ids),
             chosen=strength > 0,
             joined=joined,
+            novelty=novelty[..., 0],
             written=state.memory.written,
             rule=self.rule(keys.dtype),
         )

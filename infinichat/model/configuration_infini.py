@@ -48,9 +48,10 @@ class InfiniConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # its __
     > segment`` the streaming window. ``sinks`` first tokens stay attended for ever and are never written.
     ``memory`` is "recall" (own projections, DPFP, write gate, per-token delta), "bank" (the same with
     ``memory_slots`` exact pairs beside the matrix, with marks ``memory_fade_dim`` wide,
-    ``infinichat.attention.bank``) or the paper's "linear" or
-    "delta"; ``memory_layers`` are the layers that have one. ``memory_trained`` False keeps every memory
-    closed: the model is then exactly its base with a sliding window.
+    ``infinichat.attention.bank``, and changes of rank ``memory_rank`` in the attention above it,
+    ``infinichat.model.adapters``; 0: none) or the paper's "linear" or "delta"; ``memory_layers`` are the
+    layers that have one. ``memory_trained`` False keeps every memory closed: the model is then exactly its
+    base with a sliding window.
 
     Raises ``ConfigError`` for values that cannot work together.
     """
@@ -86,6 +87,7 @@ class InfiniConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # its __
         memory_gate_taps: int = 3,
         memory_slots: int = 1024,
         memory_fade_dim: int = 256,
+        memory_rank: int = 0,
         family: str = "llama",
         chat_format: str = "chatml",
         base: dict[str, Any] | None = None,
@@ -120,6 +122,7 @@ class InfiniConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # its __
         self.memory_gate_taps = memory_gate_taps
         self.memory_slots = memory_slots
         self.memory_fade_dim = memory_fade_dim
+        self.memory_rank = memory_rank
         self.family = family
         self.chat_format = chat_format
         self.base = base
@@ -161,6 +164,7 @@ class InfiniConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # its __
             "memory_gate_taps",
             "memory_slots",
             "memory_fade_dim",
+            "memory_rank",
         )
         for name in whole:
             value = getattr(self, name)
@@ -176,6 +180,8 @@ class InfiniConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # its __
                 f"memory_slots is {self.memory_slots} and memory_fade_dim {self.memory_fade_dim}; a bank "
                 "needs at least 1 of each."
             )
+        if self.memory_rank < 0:
+            raise ConfigError(f"memory_rank is {self.memory_rank}; it must be 0, for none, or more.")
         if not 1 <= self.memory_gate_taps <= MAX_GATE_TAPS:
             raise ConfigError(
                 f"memory_gate_taps is {self.memory_gate_taps}; it must be 1 to {MAX_GATE_TAPS}, the states "

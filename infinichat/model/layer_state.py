@@ -37,7 +37,7 @@ RECALL_TAPS = 4
 TOKEN_TAPS = 5
 """Tokens before the present one whose embeddings the bank memory looks at."""
 
-BANK_TENSORS = ("keys", "marks", "values", "ids", "faded", "order", "joined", "route")
+BANK_TENSORS = ("keys", "marks", "values", "ids", "faded", "order", "joined", "route", "heir")
 PLAIN_TENSORS = ("sink_k", "sink_v", "tail", "tail_tokens", "tail_key", "tail_around", "tail_strength")
 """The fields of a layer's state that are single tensors or None."""
 
@@ -76,7 +76,9 @@ def layer_tensors(
         return specs
     if config.memory in ("recall", "bank"):
         heads, value_dim = config.memory_heads, config.memory_value_dim
-        width = heads * config.memory_key_dim + (config.memory_fade_dim if config.memory == "bank" else 0)
+        # Of a bank also the marks and how new a token sounds.
+        more = config.memory_fade_dim + 1 if config.memory == "bank" else 0
+        width = heads * config.memory_key_dim + more
         specs["memory_k"] = TensorSpec((batch, slots, width), "wide")
         specs["strength"] = TensorSpec((batch, slots), "wide")
         specs["tail"] = TensorSpec((batch, RECALL_TAPS, config.hidden_size), "wide")
@@ -106,6 +108,7 @@ def _bank_tensors(config: InfiniConfig, batch: int) -> dict[str, TensorSpec]:
         "bank_order": TensorSpec((batch, size), "count"),
         "bank_joined": TensorSpec((batch, size), "count"),
         "bank_route": TensorSpec((batch, size), "wide"),
+        "bank_heir": TensorSpec((batch, size), "count"),
     }
 
 

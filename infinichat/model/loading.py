@@ -17,16 +17,14 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from infinichat.errors import ConfigError, ModelFileError
-from infinichat.model.adapters import MARK, merge
 from infinichat.model.base_weights import MEMORY_FILE, base_of, check_own_files, read_config
 from infinichat.model.checksums import quick_digest, sha256_of
 from infinichat.model.configuration_infini import InfiniConfig
@@ -64,9 +62,6 @@ class LoadedModel:
     chat_format: str
     parameters: int
     path: Path
-    adapters: Mapping[str, Tensor] = field(default_factory=dict)
-    """Changes of the base that are stored with the memory and were left out of ``model``; empty when they
-    are in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +82,10 @@ def load_model(
     window: int | None = None,
     segment: int | None = None,
     registry: Registry | None = None,
-    adapted: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> LoadedModel:
     """Load the model of this name or path (without one the default), with ``window`` and ``segment`` (tokens)
-    in place of its own where given. ``adapted`` False leaves the base's weights as they are, for training.
-    ``on_progress`` gets tensors read and tensors in all.
+    in place of its own where given. ``on_progress`` gets tensors read and tensors in all.
 
     Raises ``ModelNotFoundError`` with the next step, ``ModelFileError`` naming file and tensor,
     ``UnsupportedModelError``, ``ConfigError`` for values that cannot work together.
@@ -106,10 +99,9 @@ def load_model(
         check_own_files(entry.path, stamps=registry.base.stamps)
     config = checkpoint_config(entry.path, source) if made_here else wrapped_config(source)
     with_sizes(config, window, segment)
-    memory, adapters = stored_parts(_memory_file(entry), dtype)
+    file = _memory_file(entry)
+    memory = None if file is None else read_weights(file, dtype=lambda _: wide_dtype(dtype))
     model = build(config, source, memory=memory, dtype=dtype, on_progress=on_progress)
-    if adapted:
-        merge(model, adapters)
     _check_vocabulary(source.tokenizer, config, entry.path)
     return LoadedModel(
         model=model,
@@ -120,18 +112,7 @@ def load_model(
         chat_format=config.chat_format,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         path=entry.path,
-        adapters={} if adapted else adapters,
     )
-
-
-def stored_parts(file: Path | None, dtype: torch.dtype) -> tuple[list[Stored] | None, dict[str, Tensor]]:
-    """What was trained, from a checkpoint's own file: the memory's tensors (None without a file) and the
-    adapters'."""
-    if file is None:
-        return None, {}
-    found = list(read_weights(file, dtype=lambda _: wide_dtype(dtype)))
-    adapters = {stored.name: stored.tensor for stored in found if MARK in stored.name}
-    return [stored for stored in found if MARK not in stored.name], adapters
 
 
 def read_source(weights: Path) -> Source:

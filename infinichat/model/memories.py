@@ -36,6 +36,7 @@ from infinichat.attention.memory import (
     write_delta,
     write_normalised,
 )
+from infinichat.model.adapters import Carried
 from infinichat.model.configuration_infini import InfiniConfig
 from infinichat.model.layer_state import RECALL_TAPS, LayerState
 
@@ -90,10 +91,11 @@ class ResidualMemory(nn.Module):
         real: Tensor | None,
         embeddings: Tensor,
         ids: Tensor,
-    ) -> Tensor:
-        """h [B, T, C] with the read added; x [B, T, C] is the layer's normed input, ``embeddings`` [B, T, C]
-        and ``ids`` [B, T] are the tokens'. Also writes these T tokens, or keeps, in ``state``, what they will
-        be written with when they leave the window. ``real`` [B, T] False at padding."""
+    ) -> tuple[Tensor, Carried | None]:
+        """h [B, T, C] with the read added, and what the read carries on to the layers above; x [B, T, C] is
+        the layer's normed input, ``embeddings`` [B, T, C] and ``ids`` [B, T] are the tokens'. Also writes
+        these T tokens, or keeps, in ``state``, what they will be written with when they leave the window.
+        ``real`` [B, T] False at padding."""
         raise NotImplementedError
 
     def write_strength(self, around: Tensor) -> Tensor:
@@ -158,8 +160,9 @@ class RecallMemory(ResidualMemory):
         real: Tensor | None,
         embeddings: Tensor,
         ids: Tensor,
-    ) -> Tensor:
-        """As ``ResidualMemory.forward``: kept for later. Embeddings and ids are not needed here."""
+    ) -> tuple[Tensor, Carried | None]:
+        """As ``ResidualMemory.forward``: kept for later. Embeddings and ids are not needed here, and nothing
+        is carried."""
         assert state.memory is not None
         assert state.memory_k is not None
         assert state.strength is not None
@@ -177,7 +180,7 @@ class RecallMemory(ResidualMemory):
         state.memory_k.append(F.linear(around[..., hidden:], self.k_taps.to(x.dtype)))
         queries = F.linear(around[..., : RECALL_TAPS * hidden], self.q_taps.to(x.dtype))
         added = self.read(queries, x, state.memory)
-        return h + (added * (state.memory.written > 0)[:, None, None]).to(h.dtype)
+        return h + (added * (state.memory.written > 0)[:, None, None]).to(h.dtype), None
 
     def read(self, queries: Tensor, x: Tensor, memory: MemoryState) -> Tensor:
         """What to add to the residual [B, T, C], in x's type, for projected queries [B, T, H * Dk]."""

@@ -77,8 +77,9 @@ class InfiniMLP(nn.Module):
 class InfiniAttention(nn.Module):
     """Exact attention over the window, and the paper's memory where the layer has one."""
 
-    def __init__(self, config: InfiniConfig) -> None:
+    def __init__(self, config: InfiniConfig, layer_idx: int) -> None:
         super().__init__()
+        self.layer_idx = layer_idx
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = config.head_dim
         self.scale = config.head_dim**-0.5
@@ -99,25 +100,34 @@ class InfiniAttention(nn.Module):
     ) -> Tensor:
         """x [B, T, C] to [B, T, C]; the T new keys and values are added to ``state``'s window. ``last``: only
         the last token's output [B, 1, C], for a layer without memory."""
-        batch, length, _ = x.shape
-        k = self.k_proj(x).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
-        v = self.v_proj(x).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
+        asked = x[:, -1:] if last else x
+        flat_q, flat_k, flat_v = self.q_proj(asked), self.k_proj(x), self.v_proj(x)
+        if plan.changing is not None:
+            adapters, opened = plan.changing
+            changed_q, changed_k, changed_v = adapters.qkv(self.layer_idx, x, opened)
+            flat_q = flat_q + (changed_q[:, -1:] if last else changed_q)
+            flat_k, flat_v = flat_k + changed_k, flat_v + changed_v
+        q, k, v = (
+            flat.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for flat in (flat_q, flat_k, flat_v)
+        )
         state.k.append(rotate(k, plan.cos, plan.sin))
         state.v.append(v)
         keys = state.k.with_front if plan.use_front else state.k.content
         values = state.v.with_front if plan.use_front else state.v.content
         if last:
-            q = self.q_proj(x[:, -1:]).view(batch, 1, self.heads, self.head_dim).transpose(1, 2)
             turned = rotate(q, plan.cos[-1:], plan.sin[-1:])
             out = local_attention(turned, keys, values, scale=self.scale, mask=None)
         else:
-            q = self.q_proj(x).view(batch, length, self.heads, self.head_dim).transpose(1, 2)
             turned = rotate(q, plan.cos, plan.sin)
             out = blockwise_attention(turned, keys, values, scale=self.scale, blocks=plan.blocks)
         if memory is not None and state.memory is not None and state.memory_k is not None:
             out = memory.attend(out, q, state.memory)
             state.memory_k.append(k)
-        projected: Tensor = self.o_proj(out.transpose(1, 2).flatten(2))
+        flat = out.transpose(1, 2).flatten(2)
+        projected: Tensor = self.o_proj(flat)
+        if plan.changing is not None:
+            adapters, opened = plan.changing
+            projected = projected + adapters.out(self.layer_idx, flat, opened[:, -1:] if last else opened)
         return projected
 
 
@@ -126,14 +136,16 @@ class InfiniDecoderLayer(nn.Module):
 
     def __init__(self, config: InfiniConfig, layer_idx: int) -> None:
         super().__init__()
-        self.self_attn = InfiniAttention(config)
+        self.self_attn = InfiniAttention(config, layer_idx)
         self.mlp = InfiniMLP(config)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.memory: PaperMemory | ResidualMemory | None = None
         if layer_idx in config.memory_layers:
-            kinds = {"bank": BankMemory, "recall": RecallMemory}
-            self.memory = kinds.get(config.memory, PaperMemory)(config)
+            if config.memory == "bank":
+                self.memory = BankMemory(config, layer_idx)
+            else:
+                self.memory = (RecallMemory if config.memory == "recall" else PaperMemory)(config)
 
     def forward(self, h: Tensor, plan: SegmentPlan, state: LayerState, *, last: bool = False) -> Tensor:
         """h [B, T, C] to [B, T, C], or [B, 1, C] with ``last`` (see ``InfiniAttention``)."""
@@ -142,7 +154,9 @@ class InfiniDecoderLayer(nn.Module):
         attended = self.self_attn(x, plan, state, mixed, last=last)
         h = (h[:, -1:] if last else h) + attended
         if isinstance(self.memory, ResidualMemory) and state.memory is not None:
-            h = self.memory(h, x, state, real=plan.real, embeddings=plan.embeddings, ids=plan.ids)
+            h, carried = self.memory(h, x, state, real=plan.real, embeddings=plan.embeddings, ids=plan.ids)
+            if carried is not None:
+                plan.carried.append(carried)
         out: Tensor = h + self.mlp(self.post_attention_layernorm(h))
         return out
 
@@ -273,8 +287,7 @@ class InfiniModel(InfiniPreTrainedModel):  # type: ignore[no-untyped-call]  # it
         if only_last:
             h = h[:, -1:]
         advance(cache, ids, plan)
-        out: Tensor = self.norm(h)
-        return out
+        return plan.spoken(self.norm(h))
 
     def _frequencies(self, device: torch.device) -> Tensor:
         # MPS has no float64: there the angles are worked out on the CPU.

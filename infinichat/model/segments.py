@@ -8,7 +8,7 @@ treat uniform caches with integers alone, and ragged ones (padding) row by row.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from infinichat.attention.window import (
     rotate,
     visible,
 )
+from infinichat.model.adapters import Adapters, Carried
 from infinichat.model.cache import InfiniCache
 from infinichat.model.layer_state import LayerState, wide_dtype
 
@@ -36,7 +37,8 @@ class SegmentPlan:
     """For T new slots: ``positions`` [T] (uniform) or [B, T], ``cos`` and ``sin`` broadcastable to
     [B, H, T, D], ``blocks`` of queries with their masks, ``real`` [B, T] True where a slot is a token (None:
     all are), ``use_front``: the sinks are attended, ``ids`` [B, T], and ``embeddings``
-    [B, T, C], the tokens' rows of the embedding table."""
+    [B, T, C], the tokens' rows of the embedding table. ``carried``: what the memories have read so far, the
+    latest last; layers add to it."""
 
     positions: Tensor
     cos: Tensor
@@ -46,6 +48,18 @@ class SegmentPlan:
     use_front: bool
     ids: Tensor
     embeddings: Tensor
+    carried: list[Carried] = field(default_factory=list)
+
+    @property
+    def changing(self) -> tuple[Adapters, Tensor] | None:
+        """As ``Carried.changing``, of the latest read."""
+        return self.carried[-1].changing if self.carried else None
+
+    def spoken(self, final: Tensor) -> Tensor:
+        """The last tokens' final states [B, t, C] with what the memories say."""
+        for carried in self.carried:
+            final = carried.spoken(final)
+        return final
 
 
 def pieces(cache: InfiniCache, attention_mask: Tensor | None, length: int) -> int:

@@ -2,8 +2,7 @@
 forward.
 
 ``decode`` is causal attention over the stream and the MLP, layer by layer; ``added`` goes into the residual
-after
-the first layer's attention, where a memory's read goes. ``offsets_of`` is the tokenizer with character
+after the first layer's attention, where a memory's read goes. ``offsets_of`` is the tokenizer with character
 places.
 """
 
@@ -13,11 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from infinichat.attention.window import inverse_frequencies, rotary, rotate
-from infinichat.model.adapters import Adapters
+from infinichat.model.adapters import Carried
 from infinichat.model.modeling_infini import InfiniForCausalLM
 from infinichat.protocols import TextTokenizer
 
@@ -32,29 +31,31 @@ def decode(
     first: int,
     last: int,
     added: Tensor | None = None,
-    adapters: Adapters | None = None,
+    carried: Carried | None = None,
 ) -> Tensor:
-    """States h [B, T, C] before layer ``first`` to states before layer ``last``, with ``adapters`` where
-    given. Rows may be padded at the right."""
+    """States h [B, T, C] before layer ``first`` to states before layer ``last``, the layers above ``first``
+    with what its read has ``carried`` there. Rows may be padded at the right."""
     config = model.config
     frequencies = inverse_frequencies(config.head_dim, config.infini_rope["theta"])
     cos, sin = rotary(torch.arange(h.shape[1]), frequencies, h.dtype)
     for index in range(first, last):
         layer = model.model.layers[index]
         at, x = layer.self_attn, layer.input_layernorm(h)
-
-        def project(name: str, x: Tensor, at: nn.Module = at, index: int = index) -> Tensor:
-            y: Tensor = at.get_submodule(name)(x)
-            return y if adapters is None else y + adapters.added(index, name, x)
-
-        q, k, v = (
-            torch.unflatten(project(name, x), -1, (-1, config.head_dim)).transpose(1, 2)
-            for name in ("q_proj", "k_proj", "v_proj")
-        )
+        flat = at.q_proj(x), at.k_proj(x), at.v_proj(x)
+        changing = carried.changing if carried is not None and index > first else None
+        if changing is not None:
+            adapters, opened = changing
+            changed = adapters.qkv(index, x, opened)
+            flat = flat[0] + changed[0], flat[1] + changed[1], flat[2] + changed[2]
+        q, k, v = (part.unflatten(-1, (-1, config.head_dim)).transpose(1, 2) for part in flat)
         out = F.scaled_dot_product_attention(
             rotate(q, cos, sin), rotate(k, cos, sin), v, is_causal=True, enable_gqa=True
         )
-        h = h + project("o_proj", out.transpose(1, 2).flatten(2))
+        out = out.transpose(1, 2).flatten(2)
+        h = h + at.o_proj(out)
+        if changing is not None:
+            adapters, opened = changing
+            h = h + adapters.out(index, out, opened)
         if index == first and added is not None:
             h = h + added.to(h.dtype)
         h = h + layer.mlp(layer.post_attention_layernorm(h))

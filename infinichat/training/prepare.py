@@ -24,7 +24,7 @@ from infinichat.corpus.conversations import StreamMaker
 from infinichat.corpus.facts import FactMaker, Side
 from infinichat.corpus.filler import Filler
 from infinichat.errors import UsageError
-from infinichat.model.adapters import Adapters
+from infinichat.model.adapters import Adapters, copy_matrix
 from infinichat.model.bank_memory import BankMemory
 from infinichat.model.base_weights import read_config
 from infinichat.model.checkpoint import write_checkpoint
@@ -49,6 +49,9 @@ MIXED = 20
 
 CHECK_SIDES: tuple[Side, ...] = ("seen", "held_out")
 CHECK_EVERY = {"keys": 500, "marks": 500, "gate": 900, "recall": 400}
+SAY_START = 10.0
+"""Nats by which a copied token's score rises at first."""
+
 Report = Callable[[str], None]
 
 
@@ -118,32 +121,32 @@ def train_memory(loaded: LoadedModel, options: Options, *, report: Report, say: 
     pool = pool_of(loaded, layer, options, ("train", "mixed", "general"))
     checks = {side: pool_of(loaded, layer, options, (side,)) for side in CHECK_SIDES}
     report(f"{len(pool.told)} facts in {len(pool.ids):,} tokens")
-    adapters = adapters_of(loaded, layer, options)
+    give_adapters(loaded, layer, memory, options)
     for name in options.stages:
         start = not (options.out / f"{name}.safetensors").exists()
         if name == "marks" and start and options.fresh:
             mark_as_keys(memory, seed=options.seed)
-        stage = _stage(name, loaded, layer, memory, pool, adapters)
+        stage = _stage(name, loaded, layer, memory, pool)
         check = Check(CHECK_EVERY[name], partial(_checked, name, memory, checks), say or report)
         plan = Plan(options.steps_of(name), options.seed)
         run_stage(stage, options.out, plan, check=check, report=report)
     arguments = asdict(options) | {"text": options.text.name, "out": options.out.name}
     record = run_record(arguments, data=hashes, seconds=time.perf_counter() - started)
-    return write(loaded, layer, memory, options.out / "checkpoint", record, adapters=adapters)
+    record["start"] = None if options.fresh else loaded.fingerprint
+    return write(loaded, layer, memory, options.out / "checkpoint", record)
 
 
-def adapters_of(loaded: LoadedModel, layer: int, options: Options) -> Adapters | None:
-    """Adapters for the layers from ``layer`` on: the checkpoint's own, or new ones that change nothing."""
-    given = {} if options.fresh else loaded.adapters
-    ranks = {tensor.shape[0] for name, tensor in given.items() if name.endswith("down")}
-    rank = ranks.pop() if ranks else options.rank
-    if not rank:
-        return None
-    torch.manual_seed(options.seed)
-    adapters = Adapters(loaded.model.config, first=layer, rank=rank)
-    if given:
-        adapters.take(given)
-    return adapters
+def give_adapters(loaded: LoadedModel, layer: int, memory: BankMemory, options: Options) -> None:
+    """Adapters for the layers above ``layer``, in the memory and its configuration: the checkpoint's own, or
+    new ones that change nothing."""
+    config = loaded.model.config
+    if memory.adapters is not None and not options.fresh:
+        return
+    config.memory_rank, memory.adapters = options.rank, None
+    if options.rank and layer + 1 < config.num_hidden_layers:
+        torch.manual_seed(options.seed)
+        memory.adapters = Adapters(config, below=layer, rank=options.rank)
+        memory.adapters.reset_parameters()
 
 
 def pool_of(
@@ -237,7 +240,6 @@ def _stage(
     layer: int,
     memory: BankMemory,
     pool: Pool,
-    adapters: Adapters | None,
 ) -> Stage:
     if name == "keys":
         return KeysStage(memory, pool)
@@ -249,7 +251,13 @@ def _stage(
         # From zero, W_om and alpha would wait for each other.
         memory.alpha.data.fill_(8.0)
         memory.read_bias.data.zero_()
-    return RecallStage(memory, pool, loaded.model, layer=layer, adapters=adapters)
+    if float(memory.say.detach()) == 0.0:
+        # Adapters start open, as nothing that is shut can learn; what is said starts as a strong hint.
+        embedding, head = loaded.model.model.embed_tokens.weight, loaded.model.lm_head.weight
+        memory.say_out.data.copy_(copy_matrix(memory.unit_rms(embedding.detach()), head.detach()))
+        memory.say.data.fill_(SAY_START)
+        memory.carry_bias.data.copy_(torch.tensor([1.5, 0.0]))
+    return RecallStage(memory, pool, loaded.model, layer=layer)
 
 
 def write(
@@ -258,17 +266,14 @@ def write(
     memory: BankMemory,
     folder: Path,
     record: dict[str, object],
-    *,
-    adapters: Adapters | None = None,
 ) -> Path:
-    """The checkpoint: the source's configuration with a trained memory, its parameters and the adapters'."""
+    """The checkpoint: the source's configuration with a trained memory, and its parameters."""
     source = read_config(loaded.path)
     known = {key: value for key, value in source.items() if key not in ("files", "model_type")}
-    config = InfiniConfig(**(known | {"memory_trained": True}))
+    rank = loaded.model.config.memory_rank
+    config = InfiniConfig(**(known | {"memory_trained": True, "memory_rank": rank}))
     prefix = f"model.layers.{layer}.memory."
     tensors = {prefix + name: value.detach().to(torch.float32) for name, value in memory.named_parameters()}
-    if adapters is not None:
-        tensors |= adapters.stored()
     extra = {"run.json": json.dumps(record, indent=2) + "\n"}
     write_checkpoint(folder, config, memory=tensors, extra=extra)
     return folder

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from infinichat.attention.bank import followed, headwise_unit, replaced, unit
+from infinichat.attention.bank import followed, headwise_unit, inherited, replaced, replaced_for_good, unit
 from infinichat.corpus.conversations import OTHER
 from infinichat.model.bank_memory import BankMemory
 from infinichat.training.pool import Episode, Pool, value_places
@@ -22,12 +22,13 @@ from infinichat.training.pool import Episode, Pool, value_places
 @dataclass(frozen=True, slots=True)
 class Bank:
     """Unit keys [n, K], by how much each has faded and aged [n] <= 0, ids [n] and places [n] of the written
-    tokens, oldest first."""
+    tokens, oldest first, and the slot [n] that has replaced each, -1 for none."""
 
     keys: Tensor
     bias: Tensor
     ids: Tensor
     places: Tensor
+    heirs: Tensor
 
 
 FADED = 20.0
@@ -59,26 +60,36 @@ def write(
     around = pool.around(places - 1)
     keys = project(memory, F.dropout(around, dropout, training=dropout > 0))
     rule, count = memory.rule(keys.dtype), len(places)
+    heirs = torch.full((count,), -1)
     if ideal:
         faded = -FADED * same_slot(slots_of(pool, episode, len(stray))).any(dim=1).to(keys.dtype)
     else:
-        marks = unit(F.linear(around, memory.fade))
+        marks, novelty = unit(F.linear(around, memory.fade)), around @ memory.novelty
         alike, faded, order = marks @ marks.T, keys.new_zeros(count), torch.arange(count)
         for at in range(count):
-            faded = faded - replaced(alike[:, at], faded, order < at, rule)
+            share = replaced(alike[:, at], faded, order < at, novelty[at], rule)
+            faded = faded - rule.force * share
+            gone = replaced_for_good(share)
+            heirs[gone | (gone[heirs] & (heirs >= 0))] = at
     age = torch.arange(count - 1, -1, -1, dtype=keys.dtype)
-    return Bank(keys, faded - rule.recency * torch.log1p(age), pool.ids[places], places)
+    return Bank(keys, faded - rule.recency * torch.log1p(age), pool.ids[places], places, heirs)
 
 
 def read(memory: BankMemory, bank: Bank, queries: Tensor, *, unseen: Tensor | None = None) -> Tensor:
     """Logarithms of the weights [n, slots + 1] for unit queries [n, K], each by itself; the last is the null
     slot's. Slots that are ``unseen`` [n, slots] have no weight."""
     rule = memory.rule(queries.dtype)
-    scores = rule.beta * (queries @ bank.keys.T) + bank.bias
+    answers = rule.beta * (queries @ bank.keys.T)
+    scores = answers + bank.bias
     if unseen is not None:
         scores = scores.masked_fill(unseen, float("-inf"))
     null = (rule.beta * rule.null).expand(len(queries), 1)
-    return torch.cat((scores, null), dim=1).log_softmax(dim=1)
+    logs = torch.cat((scores, null), dim=1).log_softmax(dim=1)
+    has = bank.heirs >= 0
+    if not bool(has.any()):
+        return logs
+    given = inherited(logs.exp()[None], answers[None], bank.heirs.clamp(min=0)[None], has[None])
+    return given[0].log()
 
 
 def follow(

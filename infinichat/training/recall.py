@@ -1,11 +1,12 @@
 """The last stage of a bank memory: what its reads add to the residual, and how the layers above use it.
 
-The layers above are frozen but for low-rank changes of their attention (``model.adapters``), which learn to
-repeat what a question asks for, word by word, and to say that it was never told.
+The layers above are frozen but for what a read carries there (``model.adapters``): low-rank changes of their
+attention, which learn to repeat what a question asks for, word by word, and to say that it was never told,
+and the values that were found, said once more at the vocabulary head.
 
 Answers are learned by cross-entropy under banks of many facts. Everything else must stay the base's: its own
-distribution on talk and on general questions is held by KL under the same banks, and what is added where
-nothing is asked costs energy.
+distribution on talk and on general questions is held by KL under the same banks, what is added where nothing
+is asked costs energy, and so does an adapter that opens there.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from infinichat.corpus.conversations import GENERAL, Asked
-from infinichat.model.adapters import Adapters
+from infinichat.model.adapters import Carried
 from infinichat.model.bank_memory import BankMemory
 from infinichat.model.modeling_infini import InfiniForCausalLM
 from infinichat.training.plain import decode
@@ -27,15 +28,28 @@ from infinichat.training.pool import Episode, Pool
 from infinichat.training.reading import Bank, follow, project, read, stray_tokens, write
 
 READ = ("out", "confidence", "ending", "found_bias", "read_gate", "adapt_in", "adapt_in_bias", "adapt_out")
-READ_SCALARS = ("alpha", "read_confidence", "read_bias")
-QUIET, OTHERS = 100, 3
+CARRIED = ("carry", "say_final")
+READ_SCALARS = ("alpha", "read_confidence", "read_bias", "carry_bias", "say")
+QUIET, OTHERS = 160, 3
 """Tokens of talk, and how many general questions, that are held to the base's distribution in a step."""
+
+SILENT, PIECE = 3, 400
+"""Pieces of talk in a step, and their tokens, where nothing should be added and no adapter be open. They cost
+little: no layer above the memory has to be run for them."""
+
+SHUT, HARDEST = 1.0, 0.05
+"""What an adapter costs that is open where nothing is asked, in nats: in the mean of all those tokens, and
+once more in the mean of the share of them where it is furthest open."""
 
 YOUNG = 0.33
 """Share of young conversations among those with questions."""
 
 JUDGED = 48
-"""Tokens of that talk whose distributions are compared."""
+"""Tokens of that talk whose distributions are compared: first those that open a turn, where a model that
+would rather refuse does it."""
+
+OPENING = 6
+"""Tokens at the start of a turn, with those that mark it."""
 
 ALONE = 0.6
 """Share of the questions about the past that stand alone behind other talk: the first question after a long
@@ -57,7 +71,7 @@ class Row:
 
 
 class RecallStage:
-    """Trains the read into the residual, and ``adapters`` of the layers above where there are some."""
+    """Trains the read into the residual and what it carries on, adapters where the memory has some."""
 
     name = "recall"
 
@@ -68,17 +82,16 @@ class RecallStage:
         model: InfiniForCausalLM,
         *,
         layer: int,
-        adapters: Adapters | None = None,
         rate: float = 1e-3,
         streams: int = 3,
         longest: int = 360,
     ) -> None:
         self.memory, self.pool, self.model, self.layer = memory, pool, model, layer
         self.streams, self.longest = streams, longest
-        self.adapters = adapters
-        changes = {} if adapters is None else {f"adapters.{k}": p for k, p in adapters.pairs.items()}
-        self.parameters = {**dict(memory.named_parameters()), **changes}
-        self.rates = dict.fromkeys((*READ, *changes), rate) | dict.fromkeys(READ_SCALARS, 3e-2)
+        self.parameters = dict(memory.named_parameters())
+        adapters = [name for name in self.parameters if name.startswith("adapters.")]
+        self.rates = dict.fromkeys((*READ, *adapters), rate) | dict.fromkeys(CARRIED, 3 * rate)
+        self.rates |= dict.fromkeys(READ_SCALARS, 3e-2)
         by_stream: dict[int, list[Asked]] = {}
         answerable = {a.answer for a in pool.known}
         for a in pool.asked:
@@ -108,10 +121,10 @@ class RecallStage:
                 bank = self._own_bank(rng, number, questions) if young else self._bank(rng, questions)
                 rows.append(Row(start, questions[-1].end - start, bank, before))
                 asked.append(questions)
-        hidden, added, energy = self._added(rows)
-        final = self._upper(hidden, added)
+        hidden, added, carried, energy = self._added(rows)
+        final = self._upper(hidden, added, carried)
         answers, right = self._answers(final, rows, asked)
-        kept, more = self._kept([row.bank for row in rows], rng)
+        kept, opened, more = self._kept([row.bank for row in rows], rng)
         for row, answered, spent in zip(rows, asked, energy, strict=True):
             silent = torch.ones(len(spent))
             for a in answered:
@@ -119,7 +132,8 @@ class RecallStage:
             more.append(spent[silent > 0])
         silence = torch.cat(more).mean()
         numbers = {"answers": answers.item(), "right": right, "kept": kept.item(), "added": silence.item()}
-        return answers + 2 * kept + 3 * silence, numbers
+        numbers["opened"] = opened.item()
+        return answers + 2 * kept + 3 * silence + SHUT * opened, numbers
 
     def _turn(self, start: int, question: Asked) -> int:
         """Where the turn that asks ``question`` opens in the stream from ``start`` on, which begins with the
@@ -153,39 +167,51 @@ class RecallStage:
             stray = stray_tokens(self.pool, rng.choice((0, 0, 8, 24)), rng)
             return write(self.memory, self.pool, episode, stray)
 
-    def _added(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Padded states [B, T, C], what the memory adds to them, and its share of the rows' own energy."""
-        longest, width = max(len(row.before) + row.length for row in rows), self.pool.hidden.shape[1]
-        hidden = torch.zeros(len(rows), longest, width, dtype=self.model.model.norm.weight.dtype)
-        added = torch.zeros(len(rows), longest, width)
-        energy = []
-        for index, row in enumerate(rows):
-            places, bank = torch.arange(row.start, row.start + row.length), row.bank
-            with torch.no_grad():
-                # What this stream tells itself is there from the next token on.
-                own = (bank.places >= row.start) & (bank.places < row.start + row.length)
-                unseen = own[None] & (bank.places[None] >= places[:, None])
-                queries = project(self.memory, self.pool.around(places))
-                p = read(self.memory, bank, queries, unseen=unseen).exp()
-                p, ended = follow(self.pool, bank, places, p, unseen=unseen)
-                values = p[:, :-1] @ self.pool.values(bank.ids)
-                something = ~unseen.all(dim=1, keepdim=True)
-            inputs = self.pool.inputs(places)
-            got = self.memory.added(inputs, values, p[:, -1:], ended[:, None]) * something
-            h = self.pool.hidden[places]
-            first = len(row.before)
-            hidden[index, :first] = self.pool.hidden[row.before].to(hidden.dtype)
-            part = slice(first, first + row.length)
-            hidden[index, part], added[index, part] = h.to(hidden.dtype), got
-            energy.append(got.square().sum(dim=-1) / h.float().square().sum(dim=-1).clamp(min=1.0))
-        return hidden, added, energy
+    def _read(self, row: Row) -> tuple[Tensor, Carried, Tensor]:
+        """What the memory adds to the row's own tokens [n, C], what it carries on for them, and the share
+        [n] of their own energy that is added."""
+        places, bank = torch.arange(row.start, row.start + row.length), row.bank
+        with torch.no_grad():
+            # What this stream tells itself is there from the next token on.
+            own = (bank.places >= row.start) & (bank.places < row.start + row.length)
+            unseen = own[None] & (bank.places[None] >= places[:, None])
+            queries = project(self.memory, self.pool.around(places))
+            p = read(self.memory, bank, queries, unseen=unseen).exp()
+            p, ended = follow(self.pool, bank, places, p, unseen=unseen)
+            values = p[:, :-1] @ self.pool.values(bank.ids)
+            something = (~unseen.all(dim=1, keepdim=True)).float()
+        got, carried = self.memory.added(
+            self.pool.inputs(places), values, p[:, -1:], ended[:, None], something
+        )
+        own_energy = self.pool.hidden[places].float().square().sum(dim=-1).clamp(min=1.0)
+        return got, carried, got.square().sum(dim=-1) / own_energy
 
-    def _upper(self, hidden: Tensor, added: Tensor | None) -> Tensor:
-        """The final states; without ``added`` those of the base, which no adapter changes."""
-        last, adapters = self.model.config.num_hidden_layers, None if added is None else self.adapters
-        final = decode(self.model, hidden, first=self.layer, last=last, added=added, adapters=adapters)
+    def _added(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor, Carried, list[Tensor]]:
+        """Padded states [B, T, C], what the memory adds to them and carries on, and its share of the rows'
+        own energy."""
+        longest = max(len(row.before) + row.length for row in rows)
+        hidden, added, kept, energy = [], [], [], []
+        for row in rows:
+            got, carried, share = self._read(row)
+            first, rest = len(row.before), longest - len(row.before) - row.length
+            places = torch.cat((row.before, torch.arange(row.start, row.start + row.length)))
+            hidden.append(F.pad(self.pool.hidden[places], (0, 0, 0, rest)))
+            added.append(F.pad(got, (0, 0, first, rest)))
+            kept.append(
+                [F.pad(t, (0, 0, first, rest)) for t in (carried.opened, carried.values, carried.wish)]
+            )
+            energy.append(share)
+        opened, values, wish = (torch.stack(parts) for parts in zip(*kept, strict=True))
+        carried = Carried(carried.adapters, opened, values, wish, carried.by_final, carried.scale)
+        states = torch.stack(hidden).to(self.model.model.norm.weight.dtype)
+        return states, torch.stack(added), carried, energy
+
+    def _upper(self, hidden: Tensor, added: Tensor | None = None, carried: Carried | None = None) -> Tensor:
+        """The final states; without ``added`` those of the base."""
+        last = self.model.config.num_hidden_layers
+        final = decode(self.model, hidden, first=self.layer, last=last, added=added, carried=carried)
         normed: Tensor = self.model.model.norm(final)
-        return normed
+        return normed if carried is None else carried.spoken(normed)
 
     def _answers(
         self, final: Tensor, rows: Sequence[Row], asked: Sequence[Sequence[Asked]]
@@ -213,18 +239,23 @@ class RecallStage:
         right = (logits.argmax(dim=-1) == target).float().mean().item()
         return (loss * weight).sum() / weight.sum(), right
 
-    def _kept(self, banks: Sequence[Bank], rng: random.Random) -> tuple[Tensor, list[Tensor]]:
-        """KL to the base on a stretch of talk and on general questions, and the energy added to them."""
+    def _kept(self, banks: Sequence[Bank], rng: random.Random) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """KL to the base on a stretch of talk and on general questions, how far the adapters are open there
+        and on other talk, and the energy added to all of it."""
         rows: list[Row] = []
         judged: list[list[int]] = []
         nothing = torch.empty(0, dtype=torch.long)
         if self.quiet:
             number = rng.choice(self.quiet)
-            start, length, _ = self.pool.streams[number]
             own = number in self.pool.told_in and rng.random() < 0.7
             bank = self._own_bank(rng, number, ()) if own else rng.choice(banks)
-            rows.append(Row(start, min(length, QUIET), bank, nothing))
-            judged.append(rng.sample(range(rows[0].length), min(JUDGED, rows[0].length)))
+            start, length = self._some_turns(number, rng)
+            rows.append(Row(start, length, bank, nothing))
+            ids = self.pool.ids[start : start + length]
+            turns = (ids == ids[0]).nonzero()[:, 0].tolist()
+            opening = {at + after for at in turns for after in range(OPENING) if at + after < length}
+            rest = rng.sample(range(length), length)
+            judged.append(sorted(opening | set(rest[: max(0, JUDGED - len(opening))])))
         for start, length, _ in rng.sample(self.general, min(OTHERS, len(self.general))):
             before = self._before(rng) if self.talk and rng.random() < 0.4 else nothing
             rows.append(Row(start, length, rng.choice(banks), before))
@@ -234,14 +265,30 @@ class RecallStage:
             first = len(before)
             judged.append([first + at for at in range(min(opened + 2, length - 1), length)])
         if not rows:
-            return torch.zeros(()), []
-        hidden, added, energy = self._added(rows)
+            return torch.zeros(()), torch.zeros(()), []
+        hidden, added, carried, energy = self._added(rows)
+        parts = zip(carried.opened, rows, strict=True)
+        shut = [part[: row.length + len(row.before)] for part, row in parts]
+        for number in rng.sample(self.talk, min(SILENT, len(self.talk))):
+            start, length, _ = self.pool.streams[number]
+            silent = self._read(Row(start, min(length, PIECE), rng.choice(banks), nothing))
+            shut.append(silent[1].opened)
+            energy.append(silent[2])
         where = (
             torch.tensor([row for row, places in enumerate(judged) for _ in places]),
             torch.tensor([place for places in judged for place in places]),
         )
         with torch.no_grad():
-            plain = self.model.lm_head(self._upper(hidden, None)[where]).float().log_softmax(dim=-1)
-        changed = self.model.lm_head(self._upper(hidden, added)[where]).float().log_softmax(dim=-1)
+            plain = self.model.lm_head(self._upper(hidden)[where]).float().log_softmax(dim=-1)
+        changed = self.model.lm_head(self._upper(hidden, added, carried)[where]).float().log_softmax(dim=-1)
         apart = F.kl_div(changed, plain, reduction="none", log_target=True).sum(dim=-1)
-        return apart.mean(), energy
+        flat = torch.cat(shut).flatten()
+        hardest = flat.topk(max(1, int(HARDEST * len(flat)))).values
+        return apart.mean(), flat.mean() + hardest.mean(), energy
+
+    def _some_turns(self, number: int, rng: random.Random) -> tuple[int, int]:
+        """Start and length of a part of a stream that begins with a turn, as the stream itself does."""
+        start, length, _ = self.pool.streams[number]
+        ids = self.pool.ids[start : start + length]
+        at = rng.choice((ids == ids[0]).nonzero()[:, 0].tolist())
+        return start + at, min(length - at, QUIET)

@@ -14,7 +14,6 @@ so a stage that is stopped and taken up again does what it would have done.
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -113,8 +112,8 @@ class KeysStage:
 
 
 class MarksStage:
-    """Trains ``fade`` and ``erase``: which of the tokens before it a token replaces, or that it replaces
-    none."""
+    """Trains ``fade``, ``erase`` and ``novelty``: which of the tokens before it a token replaces, or that it
+    replaces none."""
 
     name = "marks"
 
@@ -123,7 +122,7 @@ class MarksStage:
             raise UsageError("The cache has no corrected fact; prepare more of it first.")
         self.memory, self.pool, self.dropout = memory, pool, dropout
         self.parameters = dict(memory.named_parameters())
-        self.rates = {"fade": rate, "erase": 1e-2}
+        self.rates = {"fade": rate, "novelty": rate, "erase": 1e-2}
 
     def loss(self, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
         pool, memory = self.pool, self.memory
@@ -132,15 +131,14 @@ class MarksStage:
         # Half of the steps without: dropout makes everything less alike, and the threshold has to fit.
         dropout = rng.choice((0.0, self.dropout))
         around = F.dropout(pool.around(places_of(episode, stray) - 1), dropout)
-        marks = unit(F.linear(around, memory.fade))
-        # How many nats it takes is no matter of this loss; as a factor it would drift with the optimizer.
-        rule = replace(memory.rule(around.dtype), force=torch.ones(()))
+        marks, novelty = unit(F.linear(around, memory.fade)), around @ memory.novelty
+        rule = memory.rule(around.dtype)
         same = same_slot(slots_of(pool, episode, len(stray)))
         # Of several versions it is the last that still counts: the others have faded when the next one comes.
         old = same & ~(same.float() @ same.float() > 0)
         earlier = torch.ones_like(same).triu(diagonal=1)
         faded = -FADED * (same & ~old).T.to(marks.dtype)
-        taken = replaced(marks @ marks.T, faded, earlier.T, rule)
+        taken = replaced(marks @ marks.T, faded, earlier.T, novelty, rule)
         some = old.any(dim=0)
         kept = (1 - taken.sum(dim=1)).clamp(min=1e-6)
         right = torch.where(some, (taken * old.T).sum(dim=1).clamp(min=1e-6), kept)

@@ -21,7 +21,7 @@ def rule(**changes: float) -> BankRule:
 def empty() -> BankState:
     pairs, counts = torch.zeros(1, SLOTS, WIDTH, dtype=F64), torch.zeros(1, SLOTS, dtype=torch.int64)
     nothing = torch.zeros(1, SLOTS, dtype=F64)
-    return BankState(pairs, pairs, pairs, counts, nothing, counts, counts, nothing)
+    return BankState(pairs, pairs, pairs, counts, nothing, counts, counts, nothing, counts)
 
 
 def told(
@@ -30,20 +30,24 @@ def told(
     written: int,
     *,
     joined: tuple[int, ...] = (),
+    novelty: float = 0.0,
+    marks: list[int] | None = None,
     **changes: float,
 ) -> BankState:
     """The bank after facts of (key number, value number), all in one call; those at ``joined`` come right
-    after the one before them."""
+    after the one before them. ``marks``: the numbers of theirs (default: the keys')."""
     axes = torch.eye(WIDTH, dtype=F64)
     keys, values = (axes[[fact[at] for fact in facts]][None] for at in (0, 1))
+    marked = keys if marks is None else axes[marks][None]
     ids = torch.tensor([[value for _, value in facts]])
     chosen, before = torch.ones_like(ids, dtype=torch.bool), torch.tensor([written])
     together = torch.tensor([[at in joined for at in range(len(facts))]])
     return bank_write(
         bank,
-        (keys, keys, values, ids),
+        (keys, marked, values, ids),
         chosen=chosen,
         joined=together,
+        novelty=torch.full_like(values[..., 0], novelty),
         written=before,
         rule=rule(**changes),
     )
@@ -90,6 +94,61 @@ def test_of_three_versions_the_newest_is_answered() -> None:
     assert float(values[4]) < 0.02
 
 
+def test_what_sounds_told_for_the_first_time_replaces_nothing() -> None:
+    bank = told(told(empty(), [(0, 3)], 0), [(0, 5)], 1, novelty=0.5)
+    assert float(bank.faded[0, 0]) > -0.01
+    assert int(bank.heir[0, 0]) == 0
+
+
+def heirs(**changes: float) -> BankState:
+    """3 under the key 0, corrected to 4 and to 5 in words that fit the question only half."""
+    bank = told(empty(), [(0, 3)], 0, marks=[0], **changes)
+    halfway = torch.eye(WIDTH, dtype=F64)
+    halfway = (halfway[0] * 0.8 + halfway[1] * 0.6)[None, None]
+    for written, value in ((1, 4), (2, 5)):
+        axes = torch.eye(WIDTH, dtype=F64)
+        bank = bank_write(
+            bank,
+            (halfway, axes[None, :1], axes[None, value : value + 1], torch.tensor([[value]])),
+            chosen=torch.ones(1, 1, dtype=torch.bool),
+            joined=torch.zeros(1, 1, dtype=torch.bool),
+            novelty=torch.zeros(1, 1, dtype=F64),
+            written=torch.tensor([written]),
+            rule=rule(**changes),
+        )
+    return bank
+
+
+def test_the_newest_value_inherits_what_is_asked_in_the_words_of_the_first() -> None:
+    bank = heirs(force=1.0)
+    assert bank.heir[0, :3].tolist() == [3, 3, 0]
+    values, null = asked(bank, 0, 3)
+    assert float(values[5]) > 0.99
+    assert null < 0.01
+    unlinked = replace(bank, heir=torch.zeros_like(bank.heir))
+    assert float(asked(unlinked, 0, 3)[0][3]) > 0.9
+
+
+def test_what_was_told_twice_is_inherited_from_both_tellings() -> None:
+    bank = told(empty(), [(0, 3), (0, 3)], 0, novelty=0.5)
+    bank = told(bank, [(0, 5)], 2, novelty=0.0)
+    assert bank.heir[0, :3].tolist() == [3, 3, 0]
+    assert int(asked(bank, 0, 3)[0].argmax()) == 5
+
+
+def test_an_heir_that_answers_far_worse_inherits_nothing() -> None:
+    bank = heirs(force=1.0)
+    away = torch.eye(WIDTH, dtype=F64)[4]
+    bank.keys[0, 2] = away
+    assert float(asked(bank, 0, 3)[0][3]) > 0.9
+
+
+def test_what_has_left_the_bank_inherits_nothing() -> None:
+    bank = heirs(force=1.0)
+    bank = replace(bank, heir=torch.where(bank.heir > 0, 77, 0))
+    assert float(asked(bank, 0, 3)[0][3]) > 0.9
+
+
 def test_a_full_bank_lets_the_faded_pair_go_and_then_the_oldest() -> None:
     bank = told(empty(), [(0, 3), (1, 4), (2, 5), (1, 2)], 0)
     bank = told(bank, [(3, 1)], 4)
@@ -114,7 +173,13 @@ def test_tokens_that_are_not_chosen_leave_no_trace() -> None:
     new, ids = (keys, keys, keys * 7), torch.tensor([[1, 2]])
     nothing = torch.zeros(1, 2, dtype=torch.bool)
     after = bank_write(
-        bank, (*new, ids), chosen=nothing, joined=nothing, written=torch.tensor([1]), rule=rule()
+        bank,
+        (*new, ids),
+        chosen=nothing,
+        joined=nothing,
+        novelty=torch.zeros(1, 2, dtype=F64),
+        written=torch.tensor([1]),
+        rule=rule(),
     )
     assert all(torch.equal(one, other) for one, other in zip(bank.tensors(), after.tensors(), strict=True))
 

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from infinichat.corpus.facts import NOT_TOLD, Fact, FactMaker, Side
+from infinichat.corpus.facts import NOT_TOLD, Fact, FactMaker, Side, combined
 from infinichat.corpus.phrasings import (
     ASK,
     ASK_HELD_OUT,
@@ -51,6 +51,18 @@ def test_held_out_phrasings_are_never_trained_on() -> None:
     assert not set(TELL_HELD_OUT) & set(TELL + TELL_MORE)
     assert not set(CORRECT_HELD_OUT) & set(CORRECT + CORRECT_MORE)
     assert not set(ASK_HELD_OUT) & set(ASK + ASK_MORE)
+    made = {combined(random.Random(seed)) for seed in range(5000)}
+    assert len(made) > 1000
+    assert not set(ASK_HELD_OUT) & made
+
+
+def test_a_combined_question_is_a_sentence() -> None:
+    made = [combined(random.Random(seed)) for seed in range(300)]
+    assert all(form.count("{p}") == 1 for form in made)
+    assert "Sorry, what is {p} again?" in {combined(random.Random(seed)) for seed in range(60_000)}
+    for form in made:
+        begins = form[0] == form[0].upper()
+        assert begins, form
 
 
 def test_measured_phrasings_do_not_grow_with_those_of_training() -> None:
@@ -60,10 +72,10 @@ def test_measured_phrasings_do_not_grow_with_those_of_training() -> None:
 
 def test_who_asks_with_a_verb_is_answered_with_it() -> None:
     maker, rng = FactMaker("train"), random.Random(2)
-    answers = {q.ask: q.answer for q in (maker.ask(rng, CLARA) for _ in range(200))}
+    answers = {q.ask: q.answer for q in (maker.ask(rng, CLARA) for _ in range(1000))}
     assert answers["Where does Clara live?"] == "Clara lives in Toronto."
     assert answers["What is Clara's home town?"] == "Clara's home town is Toronto."
-    unknown = {q.ask: q.answer for q in (maker.ask(rng, CLARA, told=False) for _ in range(200))}
+    unknown = {q.ask: q.answer for q in (maker.ask(rng, CLARA, told=False) for _ in range(1000))}
     assert unknown["Where does Clara live?"] == "Clara lives in a place you have not told me."
     assert unknown["What is Clara's home town?"] == f"Clara's home town is {NOT_TOLD}."
 

@@ -14,6 +14,7 @@ from infinichat.engine.quantize import WeightFormat
 from infinichat.model.modeling_infini import InfiniForCausalLM
 from tests.engine.tiny import engine_over, tiny_model
 
+OPEN = ("alpha", "confidence", "gate_taps", "carry", "say_final", "say_out", "say")
 MakeModel = Callable[..., InfiniForCausalLM]
 MakeEngine = Callable[..., InfiniEngine]
 
@@ -25,13 +26,13 @@ def _one_thread() -> None:
 
 @pytest.fixture
 def make_model() -> MakeModel:
-    """``tiny_model`` whose recall memory is open and writes about half of the tokens."""
+    """``tiny_model`` whose memory is open, writes about half of the tokens, and carries on what it reads."""
 
     def make(**changes: Any) -> InfiniForCausalLM:
         model = tiny_model(**changes)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if name.endswith(("memory.alpha", "memory.confidence", "memory.gate_taps")):
+                if name.rpartition(".memory.")[2] in OPEN or ".memory.adapters." in name:
                     torch.nn.init.normal_(parameter, std=0.5)
         return model.requires_grad_(False)
 

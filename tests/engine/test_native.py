@@ -36,6 +36,9 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     [
         {},
         {"memory_layers": [0, 2]},
+        {"memory": "bank", "memory_slots": 9},
+        {"memory": "bank", "memory_slots": 9, "memory_rank": 2, "memory_layers": [0], "attention_bias": True},
+        {"memory": "bank", "memory_slots": 9, "memory_rank": 3, "memory_layers": [1, 2]},
         {"memory_trained": False},
         {"sinks": 0},
         {"window": 8, "segment": 8, "sinks": 0},
@@ -70,6 +73,12 @@ def test_a_native_step_equals_the_models_forward(
         torch.testing.assert_close(
             tensor, named[name], rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+def test_adapters_of_two_memories_are_left_to_torch(make_model: MakeModel) -> None:
+    both = make_model(**SIZES, memory="bank", memory_rank=2, memory_layers=[0, 1], num_hidden_layers=4)
+    assert not NativeStep.fits(both)
+    assert NativeStep.fits(make_model(**SIZES, memory="bank", memory_rank=2, memory_layers=[0, 2]))
 
 
 @pytest.mark.parametrize("head_dim", [16, 64])

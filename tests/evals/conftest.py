@@ -34,6 +34,7 @@ def make_engine() -> MakeEngine:
             "initializer_range": 0.3,
             "memory": "bank",
             "memory_slots": 16,
+            "memory_rank": 2,
         }
         model = tiny_model(**{**smaller, **changes})
         with torch.no_grad():

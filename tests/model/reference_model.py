@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infinichat.attention.bank_reference import BankParameters, bank_layer
+from infinichat.attention.bank_reference import BankParameters, bank_layer, cut
 from infinichat.attention.reference import (
     RecallParameters,
     Window,
@@ -39,9 +39,10 @@ def expected(model: InfiniForCausalLM, ids: Tensor) -> Expected:
     window = Window(config.window, config.segment, config.sinks)
     embedding = model.model.embed_tokens.weight[ids]
     h, memories = embedding, {}
+    change, said = None, []
     for index, layer in enumerate(model.model.layers):
         x = normed(h, layer.input_layernorm.weight, config.rms_norm_eps)
-        attended, M = _attention(layer, x, window, config)
+        attended, M = _attention(layer, x, window, config, change)
         h = h + attended
         if isinstance(layer.memory, PaperMemory):
             memories[index] = M
@@ -51,15 +52,19 @@ def expected(model: InfiniForCausalLM, ids: Tensor) -> Expected:
             recall = recall_layer(x, values, parameters, window=window, order=config.memory_order)
             h, memories[index] = h + recall.added, torch.stack(recall.M)
         elif isinstance(layer.memory, BankMemory):
+            named = dict(layer.memory.named_parameters(recurse=False))
             banked = bank_layer(
                 x,
                 token_values(embedding, config.memory_heads),
                 ids.tolist(),
-                BankParameters(**dict(layer.memory.named_parameters())),
+                BankParameters(**named),
                 order=config.memory_order,
                 slots=config.memory_slots,
             )
             h, memories[index] = h + banked.added, torch.stack(banked.M)
+            said.append((banked, named["say_final"], named["say"]))
+            adapters = layer.memory.adapters
+            change = None if adapters is None else (adapters, index + 1, banked.opened)
         x = normed(h, layer.post_attention_layernorm.weight, config.rms_norm_eps)
         gate, up, down = (
             projection.weight for projection in (layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj)
@@ -67,12 +72,34 @@ def expected(model: InfiniForCausalLM, ids: Tensor) -> Expected:
         gated = x @ gate.T
         h = h + (gated * torch.sigmoid(gated) * (x @ up.T)) @ down.T
     final = normed(h, model.model.norm.weight, config.rms_norm_eps)
+    for banked, by_final, scale in said:
+        gates = torch.stack(
+            [cut(wish + by_final @ row) for wish, row in zip(banked.wish, final, strict=True)]
+        )
+        final = final + scale * gates[:, None] * banked.values
     return Expected(final @ model.lm_head.weight.T, memories)
 
 
-def _attention(layer: Any, x: Tensor, window: Window, config: Any) -> tuple[Tensor, Tensor]:
-    def heads(projection: torch.nn.Linear, count: int) -> Tensor:
-        flat = x @ projection.weight.T
+def _attention(
+    layer: Any, x: Tensor, window: Window, config: Any, change: tuple[Any, int, Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """``change``: adapters, the first layer that they change, and by how much for each token [T]."""
+
+    def changed(name: str, y: Tensor, x: Tensor) -> Tensor:
+        if change is None:
+            return y
+        adapters, first, opened = change
+        at, rank = layer.self_attn.layer_idx - first, adapters.rank
+        place = {"q": 0, "k": 1, "v": 2}.get(name)
+        down = adapters.o_down[at] if place is None else adapters.qkv_down[at][place * rank :][:rank]
+        up = getattr(adapters, f"{name}_up")[at]
+        return torch.stack(
+            [row + o * (up @ (down @ given)) for row, given, o in zip(y, x, opened, strict=True)]
+        )
+
+    def heads(name: str, count: int) -> Tensor:
+        projection = getattr(layer.self_attn, f"{name}_proj")
+        flat = changed(name, x @ projection.weight.T, x)
         return torch.stack(flat.split(config.head_dim, dim=1)[:count])
 
     attention, memory = layer.self_attn, layer.memory
@@ -82,13 +109,13 @@ def _attention(layer: Any, x: Tensor, window: Window, config: Any) -> tuple[Tens
         else x.new_full((config.num_attention_heads,), -torch.inf)
     )
     result = paper_layer(
-        heads(attention.q_proj, config.num_attention_heads),
-        heads(attention.k_proj, config.num_key_value_heads),
-        heads(attention.v_proj, config.num_key_value_heads),
+        heads("q", config.num_attention_heads),
+        heads("k", config.num_key_value_heads),
+        heads("v", config.num_key_value_heads),
         beta,
         window=window,
         rule=memory.rule if isinstance(memory, PaperMemory) else "linear",
         theta=config.infini_rope["theta"],
     )
     joined = torch.cat(list(result.output), dim=1)
-    return joined @ attention.o_proj.weight.T, torch.stack(result.M)
+    return changed("o", joined @ attention.o_proj.weight.T, joined), torch.stack(result.M)

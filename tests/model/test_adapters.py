@@ -1,86 +1,155 @@
-"""Adapters change nothing at their start, and merged they are what they were beside the weights."""
+"""What a read carries on changes nothing at the start and nothing where nothing was written, and is otherwise
+what the definition says."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from infinichat.errors import ModelFileError
-from infinichat.model.adapters import Adapters, merge
-from infinichat.training.plain import decode
-from tests.model.tiny_infini import tiny_model
+from infinichat.errors import ConfigError
+from infinichat.model.adapters import LEAST_OPEN, Adapters, Carried, copy_matrix, cut
+from infinichat.model.bank_memory import BankMemory
+from infinichat.model.loading import load_model
+from infinichat.model.modeling_infini import InfiniForCausalLM
+from tests.model.reference_model import expected
+from tests.model.tiny_infini import shut_write_gate, some_ids, streamed, tiny_config, tiny_model
 
-Stored = dict[str, Tensor]
+LENGTH = 30
 
 
-def learned(rank: int = 3) -> Adapters:
-    torch.manual_seed(1)
-    adapters = Adapters(tiny_model().config, first=1, rank=rank).double()
-    for name, parameter in adapters.pairs.items():
-        if name.endswith("up"):
-            torch.nn.init.normal_(parameter, std=0.3)
-    return adapters
+def bank_model(**changes: object) -> InfiniForCausalLM:
+    return tiny_model(memory="bank", num_hidden_layers=3, memory_layers=[0], **changes)
+
+
+def memory_of(model: InfiniForCausalLM) -> BankMemory:
+    memory = model.model.layers[0].memory
+    assert isinstance(memory, BankMemory)
+    return memory
 
 
 @torch.no_grad()
-def states(adapters: Adapters | None, *, merged: bool = False) -> Tensor:
-    model = tiny_model(memory_layers=[])
-    if merged and adapters is not None:
-        merge(model, adapters.stored())
-    h = torch.randn(2, 9, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    last = model.config.num_hidden_layers
-    return decode(model, h, first=1, last=last, adapters=None if merged else adapters)
+def logits(model: InfiniForCausalLM) -> Tensor:
+    return streamed(model, some_ids(LENGTH), cuts=[7, 8, 21])[0]
+
+
+def test_adapters_are_there_for_the_layers_above_and_only_for_those() -> None:
+    adapters = memory_of(bank_model()).adapters
+    assert adapters is not None
+    assert (adapters.first, len(adapters.q_up)) == (1, 2)
+    assert memory_of(bank_model(memory_rank=0)).adapters is None
+    top = tiny_model(memory="bank", memory_layers=[1]).model.layers[1].memory
+    assert isinstance(top, BankMemory)
+    assert top.adapters is None
+
+
+def test_open_adapters_and_said_values_are_those_of_the_definition() -> None:
+    model = bank_model()
+    with torch.no_grad():
+        want = expected(model, some_ids(LENGTH)[0]).logits
+        torch.testing.assert_close(logits(model), want)
+        for name in ("say", "carry_bias"):
+            without = bank_model()
+            parameter = memory_of(without).get_parameter(name)
+            parameter.copy_(torch.zeros_like(parameter) - (0 if name == "say" else 99))
+            assert not torch.allclose(logits(without), want), f"{name} does not matter"
 
 
 def test_new_adapters_change_nothing() -> None:
-    assert torch.equal(states(Adapters(tiny_model().config, first=1, rank=3)), states(None))
+    model, plain = bank_model(), bank_model(memory_rank=0)
+    fresh = memory_of(model).adapters
+    assert fresh is not None
+    fresh.reset_parameters()
+    plain.load_state_dict(model.state_dict(), strict=False)
+    torch.testing.assert_close(logits(model), logits(plain), rtol=0, atol=1e-12)
 
 
-def test_merged_adapters_do_what_they_did_beside_the_weights() -> None:
-    adapters = learned()
-    assert not torch.allclose(states(adapters), states(None))
-    torch.testing.assert_close(states(adapters, merged=True), states(adapters), rtol=1e-5, atol=1e-6)
+def test_nothing_is_carried_before_something_is_written() -> None:
+    model = bank_model()
+    shut_write_gate(model)
+    base = tiny_model(memory="bank", num_hidden_layers=3, memory_layers=[])
+    base.load_state_dict(model.state_dict(), strict=False)
+    assert torch.equal(logits(model), logits(base))
 
 
-def test_layers_below_stay_as_they_are() -> None:
-    model, before = tiny_model(), tiny_model().state_dict()
-    merge(model, learned().stored())
-    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
-    assert changed == {f"model.layers.1.self_attn.{p}_proj.weight" for p in "qkvo"}
+def test_rows_without_a_written_token_stay_the_bases_beside_rows_with_one() -> None:
+    model, ids = bank_model(), some_ids(12, rows=2)
+    memory = memory_of(model)
+    with torch.no_grad():
+        memory.gate_taps.zero_()
+        memory.gate_bias.fill_(5.0)
+        cache = model.model.new_cache(2)
+        model(ids[:, :6], past_key_values=cache)
+        state = cache.states[0]
+        assert state.memory is not None
+        assert state.bank is not None
+        memory.gate_bias.fill_(-9.0)
+        empty = torch.tensor([1, 0])
+        state.memory.written.mul_(empty)
+        state.memory.M.mul_(empty[:, None, None, None])
+        for tensor in state.bank.tensors():
+            tensor.mul_(empty.view(-1, *[1] * (tensor.dim() - 1)).to(tensor.dtype))
+        seen = []
+        handle = memory.register_forward_hook(lambda *call: seen.append(call[2]))
+        model(ids[:, 6:], past_key_values=cache)
+        handle.remove()
+    _, carried = seen[0]
+    assert bool(carried.values[0].any())
+    assert not bool(carried.opened[1].any())
+    assert not bool(carried.values[1].any())
 
 
-def test_stored_adapters_come_back() -> None:
-    adapters, again = learned(), Adapters(tiny_model().config, first=1, rank=3)
-    again.take(adapters.stored())
-    assert all(torch.equal(again.stored()[name], value) for name, value in adapters.stored().items())
+def test_a_gate_is_exactly_shut_below_its_least() -> None:
+    edge = torch.logit(torch.tensor(LEAST_OPEN, dtype=torch.float64))
+    gates = cut(edge + torch.tensor([-1e-6, 1e-6], dtype=torch.float64))
+    assert gates[0] == 0
+    assert gates[1] == pytest.approx(LEAST_OPEN, rel=1e-4)
 
 
-def drop(stored: Stored) -> None:
-    del stored[next(name for name in stored if name.endswith("down"))]
+def test_the_last_tokens_say_what_is_theirs() -> None:
+    values = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    wish = torch.tensor([[[9.0], [99.0]]])
+    carried = Carried(None, torch.zeros(1, 2, 1), values, wish, torch.zeros(2), torch.tensor(3.0))
+    assert torch.equal(carried.spoken(torch.zeros(1, 1, 2)), torch.tensor([[[0.0, 3.0]]]))
 
 
-def widen(stored: Stored) -> None:
-    name = next(name for name in stored if name.endswith("up"))
-    stored[name] = torch.cat((stored[name], stored[name]))
+def test_adapters_are_no_wider_than_they_say() -> None:
+    adapters = Adapters(tiny_config(), below=0, rank=3)
+    adapters.reset_parameters()
+    assert adapters.qkv_down.shape == (1, 9, 32)
+    assert all(float(up.detach().abs().max()) == 0 for up in (adapters.q_up, adapters.o_up))
+    assert float(adapters.qkv_down.detach().abs().max()) > 0
 
 
-def misname(stored: Stored) -> None:
-    for part in ("up", "down"):
-        name = next(name for name in stored if name.endswith(part))
-        stored[name.replace("layers.1", "layers.7")] = stored.pop(name)
+def test_a_copied_value_scores_highest_for_its_own_token() -> None:
+    torch.manual_seed(4)
+    head = torch.randn(1000, 64) * torch.linspace(0.1, 2, 64) + 3 * torch.randn(64)
+    values = BankMemory.unit_rms(head)
+    plain, copied = values @ head.T, values @ copy_matrix(values, head).T @ head.T
+    own = torch.arange(1000)
+    assert float((plain.argmax(dim=1) == own).float().mean()) < 0.2
+    assert float((copied.argmax(dim=1) == own).float().mean()) > 0.95
 
 
-@pytest.mark.parametrize(("spoil", "words"), [(drop, "alone"), (widen, "must be"), (misname, "changes no")])
-def test_adapters_that_do_not_fit_are_refused_by_name(spoil: Callable[[Stored], None], words: str) -> None:
-    stored = learned().stored()
-    spoil(stored)
-    with pytest.raises(ModelFileError, match=words):
-        merge(tiny_model(), stored)
+def test_what_is_shut_can_be_opened_again() -> None:
+    logits = torch.tensor([-9.0], requires_grad=True)
+    cut(logits).sum().backward()
+    assert logits.grad is not None
+    assert float(logits.grad) > 0
 
 
-def test_adapters_of_another_rank_are_not_taken() -> None:
-    with pytest.raises(ModelFileError, match="expected"):
-        learned(rank=2).take(learned(rank=3).stored())
+def test_a_negative_rank_is_refused() -> None:
+    with pytest.raises(ConfigError, match="memory_rank is -1"):
+        tiny_config(memory_rank=-1)
+
+
+@pytest.mark.real
+@torch.no_grad()
+def test_the_default_models_tokens_are_told_apart_by_their_copy_scores(base_weights: Path) -> None:
+    head = load_model(base_weights).model.lm_head.weight
+    values, own = BankMemory.unit_rms(head), torch.arange(0, len(head), 160)
+    plain, copied = values[own] @ head.T, values[own] @ copy_matrix(values, head).T @ head.T
+    assert float((plain.argmax(dim=1) == own).float().mean()) < 0.15
+    assert float((copied.argmax(dim=1) == own).float().mean()) > 0.99

@@ -444,13 +444,12 @@ def test_loading_needs_no_accelerate(write_folder: WriteFolder) -> None:
 
 
 @pytest.mark.real
-def test_without_its_adapters_the_default_checkpoint_has_transformers_logits(
+def test_with_an_empty_memory_the_default_checkpoint_has_transformers_logits(
     base_weights: Path, paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("INFINICHAT_BASE_WEIGHTS", str(base_weights))
-    loaded = load_model("smollm2-135m-infini", registry=Registry(paths), adapted=False)
+    loaded = load_model("smollm2-135m-infini", registry=Registry(paths))
     assert loaded.chat_format == "chatml"
-    assert loaded.adapters
     ids = torch.tensor([loaded.tokenizer.encode("The capital of France is Paris, and 12 + 30 = 42.")])
     with torch.no_grad():
         ours, theirs = loaded.model(ids).logits, loaded_by_transformers(base_weights)(ids).logits

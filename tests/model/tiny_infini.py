@@ -37,6 +37,7 @@ def tiny_config(**changes: Any) -> InfiniConfig:
         "memory_key_dim": 6,
         "memory_slots": 7,
         "memory_fade_dim": 5,
+        "memory_rank": 2,
         "bos_token_id": None,
         "eos_token_id": None,
         "pad_token_id": 0,
@@ -90,8 +91,10 @@ def close_memory(model: InfiniForCausalLM) -> None:
             for parameter in (layer.memory.alpha, layer.memory.confidence, layer.memory.found_bias):
                 parameter.zero_()
         elif isinstance(layer.memory, BankMemory):
-            for name in ("alpha", "confidence", "ending", "found_bias", "adapt_out"):
+            for name in ("alpha", "confidence", "ending", "found_bias", "adapt_out", "say"):
                 layer.memory.get_parameter(name).zero_()
+            if layer.memory.adapters is not None:
+                layer.memory.adapters.reset_parameters()
 
 
 def some_ids(length: int, *, rows: int = 1, seed: int = 5) -> Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infinichat.attention.bank import BankState, bank_read, bank_write, unit
@@ -17,7 +17,7 @@ from infinichat.corpus.facts import FactMaker
 from infinichat.corpus.filler import Filler
 from infinichat.engine.byte_tokenizer import ByteTokenizer
 from infinichat.errors import UsageError
-from infinichat.model.adapters import Adapters
+from infinichat.model.adapters import Carried
 from infinichat.model.bank_memory import BankMemory
 from infinichat.model.configuration_infini import InfiniConfig
 from infinichat.model.modeling_infini import InfiniForCausalLM
@@ -72,6 +72,7 @@ def model() -> InfiniForCausalLM:
         memory_trained=True,
         memory_key_dim=8,
         memory_slots=64,
+        memory_rank=2,
     )
     return InfiniForCausalLM(config).eval().requires_grad_(False)
 
@@ -120,6 +121,32 @@ def test_plain_layers_equal_the_model_with_an_empty_memory(model: InfiniForCausa
     torch.testing.assert_close(model.lm_head(model.model.norm(h)), expected, atol=1e-4, rtol=1e-4)
 
 
+def test_plain_layers_equal_the_model_with_open_adapters(model: InfiniForCausalLM) -> None:
+    memory, ids = memory_of(model), torch.randint(0, 200, (1, 20))
+    for parameter in memory.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    memory.gate_bias.data.fill_(9.0)
+    found: list[tuple[Tensor, Carried]] = []
+    added, seen = memory.added, []
+
+    def kept(*arguments: Tensor) -> tuple[Tensor, Carried]:
+        found.append(added(*arguments))
+        return found[-1]
+
+    memory.added = kept  # type: ignore[method-assign]
+    model.model.layers[LAYER].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    with torch.no_grad():
+        expected = model(ids).logits
+        # The first token finds nothing, so nothing was added there.
+        parts = [[got, carried.opened, carried.values, carried.wish] for got, carried in found]
+        parts.insert(0, [torch.zeros_like(part) for part in parts[0]])
+        columns = [torch.cat(column, dim=1) for column in zip(*parts, strict=True)]
+        carried = Carried(memory.adapters, *columns[1:], memory.say_final, memory.say)
+        h = decode(model, seen[0], first=LAYER, last=3, added=columns[0], carried=carried)
+        ours = model.lm_head(carried.spoken(model.model.norm(h)))
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_preparing_again_writes_only_what_is_missing(
     text: Path, model: InfiniForCausalLM, tmp_path: Path
 ) -> None:
@@ -137,12 +164,13 @@ def test_preparing_again_writes_only_what_is_missing(
 def test_each_stage_lowers_its_loss(model: InfiniForCausalLM, cached: Shard, tmp_path: Path) -> None:
     memory, pool = memory_of(model), Pool([cached], model, LAYER)
     memory.alpha.data.fill_(1.0)
-    adapters = Adapters(model.config, first=LAYER, rank=2)
+    memory.say.data.fill_(0.15)
+    assert memory.adapters is not None
     stages = (
         KeysStage(memory, pool),
         MarksStage(memory, pool),
         GateStage(memory, pool),
-        RecallStage(memory, pool, model, layer=LAYER, adapters=adapters, streams=2, longest=700),
+        RecallStage(memory, pool, model, layer=LAYER, streams=2, longest=700),
     )
     for stage in stages:
         losses: list[float] = []
@@ -153,6 +181,7 @@ def test_each_stage_lowers_its_loss(model: InfiniForCausalLM, cached: Shard, tmp
             on_step=lambda _, n, kept=losses: kept.append(n["loss"]),
         )
         assert sum(losses[-8:]) < sum(losses[:8]), stage.name
+    assert bool(memory.adapters.q_up.detach().any())
 
 
 def test_a_stopped_run_goes_on_exactly(model: InfiniForCausalLM, cached: Shard, tmp_path: Path) -> None:
@@ -161,7 +190,7 @@ def test_a_stopped_run_goes_on_exactly(model: InfiniForCausalLM, cached: Shard, 
 
     def train(out: Path, stop: int | None) -> dict[str, torch.Tensor]:
         torch.manual_seed(5)
-        memory = BankMemory(model.config)
+        memory = BankMemory(model.config, LAYER)
         stage = KeysStage(memory, Pool([cached], model, LAYER))
 
         def halt(step: int, _: dict[str, float]) -> None:
@@ -241,12 +270,17 @@ def test_the_made_up_bank_is_the_products(model: InfiniForCausalLM, cached: Shar
             torch.zeros(1, count, dtype=torch.long),
             torch.zeros(1, count, dtype=torch.long),
             torch.zeros(1, count),
+            torch.zeros(1, count, dtype=torch.long),
         )
         new = (bank.keys[None], marks[None], pool.values(bank.ids)[None], bank.ids[None])
         chosen, rule = torch.ones(1, count, dtype=torch.bool), memory.rule(torch.float32)
         joined = F.pad(bank.places[1:] == bank.places[:-1] + 1, (1, 0))[None]
         written = torch.tensor([count])
-        real = bank_write(start, new, chosen=chosen, joined=joined, written=written - count, rule=rule)
+        novelty = (pool.around(bank.places - 1) @ memory.novelty)[None]
+        before = written - count
+        real = bank_write(
+            start, new, chosen=chosen, joined=joined, novelty=novelty, written=before, rule=rule
+        )
         places = bank.places[:5]
         queries = bank.keys[:5]
         expected = bank_read(queries[None], pool.ids[places][None], real, written, rule)
@@ -280,11 +314,11 @@ def test_what_a_stream_tells_is_read_from_the_next_token_on(
     own = sorted(pool.told_in[number], key=lambda told: told.start)
     bank = write(memory, pool, Episode(own, [], []), torch.empty(0, dtype=torch.long))
     nothing = torch.empty(0, dtype=torch.long)
-    _, added, _ = stage._added([Row(start, length, bank, nothing)])
+    _, added, _, _ = stage._added([Row(start, length, bank, nothing)])
     first = own[0].start - start
     assert not added[0, : first + 1].any()
     assert bool(added[0, first + 1].any())
-    hidden, behind, _ = stage._added([Row(start, length, bank, torch.arange(5))])
+    hidden, behind, _, _ = stage._added([Row(start, length, bank, torch.arange(5))])
     assert not behind[0, :5].any()
     torch.testing.assert_close(behind[0, 5:], added[0])
     assert torch.equal(hidden[0, :5], pool.hidden[:5].to(hidden.dtype))
