@@ -70,6 +70,8 @@ def _limits(name: str, config: InfiniConfig, counts: Counts) -> tuple[int, int] 
     kind = name.rpartition(".")[2]
     if kind in ("ids", "bank_ids"):
         return 0, config.vocab_size - 1
+    if kind == "tail_ids":
+        return 0, config.vocab_size
     if kind in ("written", "bank_order", "bank_heir"):
         return 0, counts.seen
     return (0, 1) if kind in ("strength", "tail_strength", "bank_joined", "bank_route") else None
