@@ -54,7 +54,7 @@ MOE = {
     "num_experts": 6,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 32,
-    "shared_expert_intermediate_size": 48,
+    "shared_expert_intermediate_size": 64,
 }
 QWEN_SLIDING = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}
 
