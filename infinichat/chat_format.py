@@ -67,7 +67,7 @@ class Template:
         return f"{self.name}-{self.version}"
 
 
-def _chatml(name: str, default_system: str) -> Template:
+def _chatml(name: str, default_system: str | None, *, thought: Parts = ()) -> Template:
     start, end = Control("<|im_start|>"), Control("<|im_end|>")
     return Template(
         name=name,
@@ -76,12 +76,16 @@ def _chatml(name: str, default_system: str) -> Template:
         system_close=(end, "\n"),
         user_open=(start, "user\n"),
         user_close=(end, "\n"),
-        answer_open=(start, "assistant\n"),
+        answer_open=(start, "assistant\n", *thought),
         answer_close=(end, "\n"),
         document_close=(end, "\n"),
         ends=("<|im_end|>", "<|endoftext|>"),
         default_system=default_system,
     )
+
+
+# With an empty thought a hybrid Qwen3 answers at once.
+_NO_THOUGHT: Parts = (Control("<think>", or_text=True), "\n\n", Control("</think>", or_text=True), "\n\n")
 
 
 def _llama3() -> Template:
@@ -165,6 +169,9 @@ TEMPLATES: dict[str, Template] = {
     for template in (
         _chatml("chatml", "You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
         _chatml("qwen", "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
+        _chatml("qwen2", "You are a helpful assistant."),
+        _chatml("qwen3", None),
+        _chatml("qwen3-hybrid", None, thought=_NO_THOUGHT),
         _llama3(),
         _LLAMA2,
         _MISTRAL,
@@ -172,7 +179,8 @@ TEMPLATES: dict[str, Template] = {
         _phi3(),
     )
 }
-"""By name. "chatml" is SmolLM2's, "qwen" the same marks with Qwen's own default system text."""
+"""By name. "chatml" is SmolLM2's; "qwen" (Qwen2.5), "qwen2" and "qwen3" are the same marks with their own
+default system text, or none."""
 
 
 @dataclass(frozen=True, slots=True)

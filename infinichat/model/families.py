@@ -23,7 +23,7 @@ they stand, right before it: with a window of ours that is not longer, it sees w
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -167,7 +167,7 @@ def chat_format_of(tokenizer: Tokenizer) -> str:
     they speak none (a base model), which then says itself what it lacks."""
     control, template = tokenizer.control_tokens, tokenizer.chat_template or ""
     if "<|im_start|>" in control:
-        return "qwen" if "You are Qwen" in template else "chatml"
+        return _chatml_of(control, template)
     if "<|start_header_id|>" in control:
         return "llama3"
     if "<start_of_turn>" in control:
@@ -176,4 +176,14 @@ def chat_format_of(tokenizer: Tokenizer) -> str:
         return "phi3"
     if "[INST]" in template or "[INST]" in control:
         return "llama2" if "<<SYS>>" in template else "mistral"
+    return "chatml"
+
+
+def _chatml_of(control: Mapping[str, int], template: str) -> str:
+    """Of the formats with ChatML's marks the one whose system text the template begins with."""
+    for words, name in (("You are Qwen", "qwen"), ("You are a helpful assistant", "qwen2")):
+        if words in template:
+            return name
+    if "<think>" in control:
+        return "qwen3-hybrid" if "enable_thinking" in template else "qwen3"
     return "chatml"

@@ -211,14 +211,14 @@ def _window(source: Source, path: Path) -> int | None:
 def _sliding(source: Source, path: Path, slides: Callable[[int], bool]) -> dict[str, Any]:
     """Which layers slide: what the configuration says, otherwise by ``slides`` of a layer's number."""
     window = _window(source, path)
-    kinds = source.get("layer_types")
     if window is None:
-        kinds = None
-    elif kinds is None:
-        layers = range(int(_number(source, "num_hidden_layers", path, 4096) or 0))
-        kinds = ["sliding_attention" if slides(layer) else "full_attention" for layer in layers]
-    elif not isinstance(kinds, list):
-        raise _bad_value(path, "layer_types", kinds, "a list with each layer's kind")
+        return {"sliding_window": None, "layer_types": None}
+    layers = _number(source, "num_hidden_layers", path, _LARGEST["num_hidden_layers"]) or 0
+    kinds = source.get("layer_types")
+    if kinds is None:
+        kinds = ["sliding_attention" if slides(layer) else "full_attention" for layer in range(layers)]
+    elif not isinstance(kinds, list) or len(kinds) != layers:
+        raise _bad_value(path, "layer_types", kinds, f"a list with the kinds of {layers} layers")
     return {"sliding_window": window, "layer_types": kinds}
 
 

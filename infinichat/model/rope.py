@@ -75,6 +75,11 @@ def longrope_frequencies(inv_freq: Tensor, scaling: dict[str, Any], *, longest: 
     """inv_freq float64 [D / 2] by the factors for distances up to ``longest`` tokens."""
     short = longest <= scaling["original_max_position_embeddings"]
     factors = scaling["short_factor" if short else "long_factor"]
+    if len(factors) != len(inv_freq):
+        raise UnsupportedModelError(
+            f"rope_scaling has {len(factors)} factors; expected {len(inv_freq)}, one for each frequency. Get "
+            "the model again."
+        )
     return inv_freq / torch.tensor(factors, dtype=torch.float64)
 
 
