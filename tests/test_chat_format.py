@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infinichat.chat_format import TEMPLATES, ChatFormat, Control, Encoded, Template, Utterance, chat_format
+from infinichat.chat_format import ChatFormat, Encoded, Utterance, chat_format
+from infinichat.chat_templates import TEMPLATES, Control, Template
 from infinichat.engine.byte_tokenizer import CONTROL_TOKENS, ByteTokenizer
 from infinichat.errors import ConfigError
 

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from infinichat.engine.quantize import Product, WeightFormat
 from infinichat.model.adapters import Carried
-from infinichat.model.blocks import InfiniMLP, RMSNorm
 from infinichat.model.cache import InfiniCache
+from infinichat.model.decoder_parts import InfiniMLP, RMSNorm
 from infinichat.model.memories import PaperMemory, ResidualMemory
 from infinichat.model.modeling_infini import InfiniDecoderLayer, InfiniForCausalLM
 from infinichat.model.rope import Rotation, rotations

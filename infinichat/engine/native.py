@@ -22,9 +22,9 @@ from infinichat.engine.quantize import GROUP, WeightFormat
 from infinichat.engine.tiles import fits_tiles, q4_tiles, q8_tiles
 from infinichat.model.adapters import Adapters, Carried
 from infinichat.model.bank_memory import BankMemory
-from infinichat.model.blocks import InfiniMLP
 from infinichat.model.cache import InfiniCache
 from infinichat.model.configuration_infini import InfiniConfig
+from infinichat.model.decoder_parts import InfiniMLP
 from infinichat.model.memories import PaperMemory, ResidualMemory
 from infinichat.model.modeling_infini import InfiniDecoderLayer, InfiniForCausalLM
 from infinichat.model.rope import rotations

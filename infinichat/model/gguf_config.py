@@ -14,11 +14,8 @@ from typing import Any
 import torch
 
 from infinichat.errors import ModelFileError, UnsupportedModelError
-from infinichat.model.gguf_dequantize import read_tensor
+from infinichat.model.gguf import ROPE_TENSORS, read_tensor
 from infinichat.model.gguf_file import GgufFile
-
-ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-"""Tensors that are part of the configuration, not weights."""
 
 _ROPE_FACTORS, _LONG_FACTORS, _SHORT_FACTORS = ROPE_TENSORS
 
@@ -48,9 +45,9 @@ def gguf_config(file: GgufFile) -> dict[str, Any]:
             "SmolLM2's, ...). Choose such a file or a Hugging Face folder."
         )
     _refuse_other_arithmetic(file)
-    heads = _number(file, "attention.head_count")
-    hidden = _number(file, "embedding_length")
-    head_dim = int(_value(file, "attention.key_length", hidden // max(heads, 1)))
+    heads = file.number("attention.head_count")
+    hidden = file.number("embedding_length")
+    head_dim = int(file.own("attention.key_length", hidden // max(heads, 1)))
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None:
         raise ModelFileError(f"{file.path.name} has no tensor 'token_embd.weight'. Convert the model again.")
@@ -61,16 +58,16 @@ def gguf_config(file: GgufFile) -> dict[str, Any]:
     common = {
         "vocab_size": embedding.shape[0],
         "hidden_size": hidden,
-        "intermediate_size": _number(file, "feed_forward_length"),
-        "num_hidden_layers": _number(file, "block_count"),
+        "intermediate_size": file.number("feed_forward_length"),
+        "num_hidden_layers": file.number("block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": _number(file, "attention.head_count_kv", heads),
+        "num_key_value_heads": file.number("attention.head_count_kv", heads),
         "head_dim": head_dim,
         "hidden_act": "silu",
-        "rms_norm_eps": _real(file, "attention.layer_norm_rms_epsilon"),
-        "rope_theta": _real(file, "rope.freq_base", 10_000.0),
+        "rms_norm_eps": file.real("attention.layer_norm_rms_epsilon"),
+        "rope_theta": file.real("rope.freq_base", 10_000.0),
         "rope_scaling": _rope_scaling(file),
-        "max_position_embeddings": _number(file, "context_length"),
+        "max_position_embeddings": file.number("context_length"),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         **_partly_rotated(file, head_dim),
         **ids,
@@ -108,8 +105,8 @@ def _qwen2_moe(file: GgufFile, common: dict[str, Any]) -> dict[str, Any]:
         )
     return {
         "model_type": "qwen2_moe",
-        "num_experts": _number(file, "expert_count"),
-        "num_experts_per_tok": _number(file, "expert_used_count"),
+        "num_experts": file.number("expert_count"),
+        "num_experts_per_tok": file.number("expert_used_count"),
         "moe_intermediate_size": experts.shape[1],
         "shared_expert_intermediate_size": shared.shape[0],
         "qkv_bias": "blk.0.attn_q.bias" in file.tensors,
@@ -124,7 +121,7 @@ def _gemma2(file: GgufFile, common: dict[str, Any]) -> dict[str, Any]:
     return {
         "model_type": "gemma2",
         "hidden_activation": "gelu_pytorch_tanh",
-        "sliding_window": _number(file, "attention.sliding_window", 4096),
+        "sliding_window": file.number("attention.sliding_window", 4096),
         "attn_logit_softcapping": _cap(file, "attn_logit_softcapping", 50.0),
         "final_logit_softcapping": _cap(file, "final_logit_softcapping", 30.0),
         "query_pre_attn_scalar": _query_scalar(common, largest=46),
@@ -132,7 +129,7 @@ def _gemma2(file: GgufFile, common: dict[str, Any]) -> dict[str, Any]:
 
 
 def _gemma3(file: GgufFile, common: dict[str, Any]) -> dict[str, Any]:
-    pattern = _value(file, "attention.sliding_window_pattern", 6)
+    pattern = file.own("attention.sliding_window_pattern", 6)
     if isinstance(pattern, list):
         kinds = {"layer_types": ["sliding_attention" if one else "full_attention" for one in pattern]}
     else:
@@ -140,16 +137,16 @@ def _gemma3(file: GgufFile, common: dict[str, Any]) -> dict[str, Any]:
     return kinds | {
         "model_type": "gemma3_text",
         "hidden_activation": "gelu_pytorch_tanh",
-        "sliding_window": _value(file, "attention.sliding_window", None),
+        "sliding_window": file.own("attention.sliding_window", None),
         "attn_logit_softcapping": None,
         "final_logit_softcapping": _cap(file, "final_logit_softcapping", None),
         "query_pre_attn_scalar": _query_scalar(common, largest=62),
-        "rope_local_base_freq": _real(file, "rope.freq_base_swa", 10_000.0),
+        "rope_local_base_freq": file.real("rope.freq_base_swa", 10_000.0),
     }
 
 
 def _phi3(file: GgufFile, common: dict[str, Any]) -> dict[str, Any]:
-    return {"model_type": "phi3", "sliding_window": _value(file, "attention.sliding_window", None)}
+    return {"model_type": "phi3", "sliding_window": file.own("attention.sliding_window", None)}
 
 
 _ARCHITECTURES: dict[str, Callable[[GgufFile, dict[str, Any]], dict[str, Any]]] = {
@@ -181,13 +178,13 @@ def _refuse_other_arithmetic(file: GgufFile) -> None:
         )
     neutral = _NEUTRAL if file.architecture == "qwen2moe" else {**_NEUTRAL, "expert_count": 0}
     for key, expected in neutral.items():
-        value = _value(file, key, expected)
+        value = file.own(key, expected)
         if value != expected:
             raise UnsupportedModelError(
                 f"{file.path.name} has {file.architecture}.{key} = {value}, expected {expected}: this "
                 f"kind of {file.architecture} model is not supported."
             )
-    key, values = _value(file, "attention.key_length", None), _value(file, "attention.value_length", None)
+    key, values = file.own("attention.key_length", None), file.own("attention.value_length", None)
     if key is not None and values is not None and key != values:
         raise UnsupportedModelError(
             f"{file.path.name} has heads with keys of {key} and values of {values} numbers; only models in "
@@ -196,7 +193,7 @@ def _refuse_other_arithmetic(file: GgufFile) -> None:
 
 
 def _partly_rotated(file: GgufFile, head_dim: int) -> dict[str, Any]:
-    rotated = int(_value(file, "rope.dimension_count", head_dim))
+    rotated = int(file.own("rope.dimension_count", head_dim))
     if rotated == head_dim:
         return {}
     if file.architecture != "phi3" or not 0 < rotated < head_dim:
@@ -207,38 +204,13 @@ def _partly_rotated(file: GgufFile, head_dim: int) -> dict[str, Any]:
     return {"partial_rotary_factor": rotated / head_dim}
 
 
-def _value(file: GgufFile, key: str, default: Any) -> Any:
-    return file.metadata.get(f"{file.architecture}.{key}", default)
-
-
-def _number(file: GgufFile, key: str, default: int | None = None) -> int:
-    value = _value(file, key, default)
-    if isinstance(value, list) and value and len(set(value)) == 1:
-        value = value[0]  # some converters write one number per layer
-    if not isinstance(value, int) or value <= 0:
-        raise ModelFileError(
-            f"{file.path.name} has {file.architecture}.{key} = {value!r}, expected a positive whole number."
-        )
-    return value
-
-
-def _real(file: GgufFile, key: str, default: float | None = None) -> float:
-    value = _value(file, key, default)
-    if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-        raise ModelFileError(
-            f"{file.path.name} has {file.architecture}.{key} = {value!r}, expected a positive number."
-        )
-    # Stored as float32: 9.999999747378752e-06 is meant to be 1e-05.
-    return float(f"{value:.7g}")
-
-
 def _cap(file: GgufFile, key: str, default: float | None) -> float | None:
     """A cap of scores; 0 is none."""
-    return _real(file, key, default) if _value(file, key, default) else None
+    return file.real(key, default) if file.own(key, default) else None
 
 
 def _rope_scaling(file: GgufFile) -> dict[str, Any] | None:
-    kind = _value(file, "rope.scaling.type", "none")
+    kind = file.own("rope.scaling.type", "none")
     if _ROPE_FACTORS in file.tensors:
         return _llama3_scaling(file)
     if _LONG_FACTORS in file.tensors:
@@ -246,7 +218,7 @@ def _rope_scaling(file: GgufFile) -> dict[str, Any] | None:
     if kind == "none":
         return None
     if kind == "linear":
-        return {"rope_type": "linear", "factor": _real(file, "rope.scaling.factor")}
+        return {"rope_type": "linear", "factor": file.real("rope.scaling.factor")}
     raise UnsupportedModelError(
         f"{file.path.name} scales its rotary angles by {kind!r}; none, linear, Llama 3's and LongRoPE are "
         "supported."
@@ -261,8 +233,8 @@ def _longrope(file: GgufFile) -> dict[str, Any]:
         "rope_type": "longrope",
         "short_factor": _factors(file, _SHORT_FACTORS),
         "long_factor": _factors(file, _LONG_FACTORS),
-        "original_max_position_embeddings": _number(file, "rope.scaling.original_context_length"),
-        "attention_factor": _real(file, "rope.scaling.attn_factor", 1.0),
+        "original_max_position_embeddings": file.number("rope.scaling.original_context_length"),
+        "attention_factor": file.real("rope.scaling.attn_factor", 1.0),
     }
 
 
@@ -277,7 +249,7 @@ def _llama3_scaling(file: GgufFile) -> dict[str, Any]:
     stored = read_tensor(file, file.tensors[_ROPE_FACTORS]).double().flatten()
     factor = float(f"{stored.max().item():.6g}")
     low, high, original = 1.0, 4.0, 8192
-    theta = _real(file, "rope.freq_base", 10_000.0)
+    theta = file.real("rope.freq_base", 10_000.0)
     index = torch.arange(len(stored), dtype=torch.float64)
     wavelength = 2 * math.pi * theta ** (index / len(stored))
     smooth = ((original / wavelength - low) / (high - low)).clamp(0, 1)

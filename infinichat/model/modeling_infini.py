@@ -24,9 +24,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from infinichat.attention.window import blockwise_attention, local_attention, rotate
 from infinichat.errors import ConfigError, StateError
 from infinichat.model.bank_memory import BankMemory
-from infinichat.model.blocks import CappedHead, RMSNorm, ScaledEmbedding, mlp_of, norm_of
 from infinichat.model.cache import InfiniCache
 from infinichat.model.configuration_infini import InfiniConfig
+from infinichat.model.decoder_parts import CappedHead, RMSNorm, ScaledEmbedding, mlp_of, norm_of
 from infinichat.model.layer_state import LayerState
 from infinichat.model.memories import PaperMemory, RecallMemory, ResidualMemory
 from infinichat.model.rope import Rotations, rotations

@@ -73,14 +73,15 @@ def scaling_kind(scaling: dict[str, Any] | None) -> str:
 
 def longrope_frequencies(inv_freq: Tensor, scaling: dict[str, Any], *, longest: int) -> Tensor:
     """inv_freq float64 [D / 2] by the factors for distances up to ``longest`` tokens."""
+    for key in ("short_factor", "long_factor"):
+        if len(scaling[key]) != len(inv_freq):
+            raise UnsupportedModelError(
+                f"rope_scaling's {key} has {len(scaling[key])} factors; expected {len(inv_freq)}, one for "
+                "each frequency. Get the model again."
+            )
     short = longest <= scaling["original_max_position_embeddings"]
-    factors = scaling["short_factor" if short else "long_factor"]
-    if len(factors) != len(inv_freq):
-        raise UnsupportedModelError(
-            f"rope_scaling has {len(factors)} factors; expected {len(inv_freq)}, one for each frequency. Get "
-            "the model again."
-        )
-    return inv_freq / torch.tensor(factors, dtype=torch.float64)
+    factors = torch.tensor(scaling["short_factor" if short else "long_factor"], dtype=torch.float64)
+    return inv_freq / factors
 
 
 def scaled_frequencies(inv_freq: Tensor, scaling: dict[str, Any] | None) -> Tensor:

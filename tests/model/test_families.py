@@ -226,7 +226,8 @@ def test_in_bfloat16_it_says_nearly_the_same(registry: Registry, tmp_path: Path,
     want = logits(theirs, ids[:, :64]).float()
     exact = logits(tiny_family(variant), ids[:, :64])
     ours, noise = (out[:, :64].float() - exact).norm(), (want - exact).norm()
-    assert float(ours) < 1.5 * float(noise)
+    # Where experts are, a rounding may choose others.
+    assert float(ours) < (1.5 if narrow.config.num_experts == 0 else 3) * float(noise)
 
 
 @variants

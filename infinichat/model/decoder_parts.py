@@ -5,9 +5,10 @@ Each computes what transformers' classes of the families compute, and has the na
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
-from transformers.activations import ACT2FN
 
 from infinichat.attention.memory import wide
 from infinichat.model.configuration_infini import InfiniConfig
@@ -70,6 +71,18 @@ class CappedHead(nn.Linear):
         return scores if self.cap is None else torch.tanh(scores / self.cap) * self.cap
 
 
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """The activation of transformers' name ``name``; raises ``KeyError`` for one that it does not know."""
+    if name == "silu":
+        return nn.SiLU()
+    if name == "gelu_pytorch_tanh":
+        return nn.GELU(approximate="tanh")
+    from transformers.activations import ACT2FN  # late: it takes seconds, and the families need none of it
+
+    found: Callable[[Tensor], Tensor] = ACT2FN[name]
+    return found
+
+
 class InfiniMLP(nn.Module):
     """down(act(gate(x)) * up(x)), of ``inner`` channels or the configuration's."""
 
@@ -80,7 +93,7 @@ class InfiniMLP(nn.Module):
         self.gate_proj = nn.Linear(hidden, inner, bias=bias)
         self.up_proj = nn.Linear(hidden, inner, bias=bias)
         self.down_proj = nn.Linear(inner, hidden, bias=bias)
-        self.act_fn = ACT2FN[config.hidden_act]
+        self.act_fn = activation(config.hidden_act)
 
     @property
     def sample(self) -> Tensor:
