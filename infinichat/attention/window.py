@@ -64,8 +64,8 @@ def rotary(
     float64.
     """
     angles = positions.to(inv_freq.device).to(torch.float64)[..., None] * inv_freq
-    tables = (angles.cos(), angles.sin())
-    cos, sin = (table.mul_(scale).to(dtype).to(positions.device) for table in tables)
+    tables = (angles.cos(), angles.sin()) if scale == 1 else (angles.cos() * scale, angles.sin() * scale)
+    cos, sin = (table.to(dtype).to(positions.device) for table in tables)
     return torch.cat((cos, cos), dim=-1), torch.cat((sin, sin), dim=-1)
 
 
@@ -156,9 +156,8 @@ def causal_blocks(
         mask = None
         if count > 1:
             hidden = torch.full((count, keys - first), torch.finfo(dtype).min, dtype=dtype, device=device)
-            mask = hidden.triu(diagonal=before + start + 1 - first)
-            if span is not None:
-                mask += hidden.tril_(diagonal=before + start - first - span)
+            late = before + start + 1 - first
+            mask = hidden.triu_(late) if span is None else hidden.triu(late) + hidden.tril(late - 1 - span)
             mask = mask.repeat(group, 1)[None, None]
         blocks.append(QueryBlock(start, stop, keys, mask, first))
     return tuple(blocks)

@@ -20,6 +20,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from infinichat.engine.quantize import Product, WeightFormat
 from infinichat.model.adapters import Carried
@@ -85,9 +86,11 @@ class PlainStep:
         self._dim = config.head_dim
         self._scale = torch.ones(self._heads + self._kv_heads, 1)
         self._scale[: self._heads] = model.model.layers[0].self_attn.scale
-        # With what each channel of a head is rotated; those past the rotated ones stay (their sine is 0).
-        half, rest = config.rotary_dim // 2, torch.arange(config.rotary_dim, self._dim)
+        # Of heads that are rotated in part: with what each channel is rotated, the others with themselves.
+        half = config.rotary_dim // 2
+        rest = torch.arange(2 * half, self._dim)
         self._partner = torch.cat((torch.arange(half, 2 * half), torch.arange(half), rest))
+        self._still = len(rest)
         # The constant last slot makes the vector's norm include eps: |[h, sqrt(C eps)]|^2 = |h|^2 + C eps.
         self._residual = torch.empty(1, config.hidden_size + 1)
         self._residual[0, -1] = (config.hidden_size * config.rms_norm_eps) ** 0.5
@@ -186,16 +189,17 @@ class PlainStep:
 
     def _partners(self, heads: Tensor) -> Tensor:
         """What each channel of heads [n, D] is rotated with."""
-        whole = self._rotations.full.inv_freq.shape[0] * 2 == self._dim
-        return heads.roll(self._dim // 2, 1) if whole else heads[:, self._partner]
+        return heads[:, self._partner] if self._still else heads.roll(self._dim // 2, 1)
 
     def _angles(self, position: int, by: Rotation) -> tuple[Tensor, Tensor]:
         """Tables [H + Hkv, D] for queries and keys; the queries' rows carry the attention's scale, the first
         half of sin its sign."""
         angles = position * by.inv_freq  # float64, exact at any position
         cos, sin = angles.cos().float() * by.scale, angles.sin().float() * by.scale
-        still = torch.ones(self._dim - 2 * cos.shape[0])
-        cosine, sine = torch.cat((cos, cos, still)), torch.cat((-sin, sin, torch.zeros_like(still)))
+        cosine, sine = torch.cat((cos, cos)), torch.cat((-sin, sin))
+        if self._still:
+            cosine = F.pad(cosine, (0, self._still), value=1.0)
+            sine = F.pad(sine, (0, self._still))
         return self._scale * cosine, self._scale * sine
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from infinichat.config import EngineSettings, Settings
 from infinichat.engine.kernels import ModuleStep, PlainStep, Step
+from infinichat.engine.load import engine_of
 from infinichat.engine.native import NativeStep
 from infinichat.engine.quantize import WeightFormat
 from infinichat.messages import SamplingOptions
@@ -33,13 +37,25 @@ def registry(paths: Paths) -> Registry:
     return Registry(paths, bundled=())
 
 
-def made(
-    registry: Registry, folder: Path, variant: str, *, dtype: torch.dtype = torch.float32, **options: Any
-) -> LoadedModel:
-    """``variant`` saved, retrofitted and loaded."""
-    base = save_family(tiny_family(variant), folder / variant)
-    out = retrofit(base, folder / "out", registry=registry, **{**WINDOW, **options})
-    return load_model(out, registry=registry, dtype=dtype)
+Make = Callable[..., LoadedModel]
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A folder with a variant, the same for all tests."""
+    folder = tmp_path_factory.mktemp("families")
+    return cache(lambda variant: save_family(tiny_family(variant), folder / variant))
+
+
+@pytest.fixture
+def make(registry: Registry, bases: Callable[[str], Path], tmp_path: Path) -> Make:
+    """A variant retrofitted and loaded."""
+
+    def made(variant: str, *, dtype: torch.dtype = torch.float32, **options: Any) -> LoadedModel:
+        out = retrofit(bases(variant), tmp_path / "out", registry=registry, **{**WINDOW, **options})
+        return load_model(out, registry=registry, dtype=dtype)
+
+    return made
 
 
 @torch.no_grad()
@@ -49,10 +65,8 @@ def logits(model: torch.nn.Module, ids: Tensor) -> Tensor:
 
 
 @variants
-def test_over_its_window_a_retrofitted_model_is_its_base(
-    registry: Registry, tmp_path: Path, variant: str
-) -> None:
-    loaded, ids = made(registry, tmp_path, variant), family_ids(64, rows=2)
+def test_over_its_window_a_retrofitted_model_is_its_base(make: Make, variant: str) -> None:
+    loaded, ids = make(variant), family_ids(64, rows=2)
     base = tiny_family(variant)
     torch.testing.assert_close(logits(loaded.model, ids), logits(base, ids), rtol=1e-5, atol=2e-5)
     for parameter in base.parameters():  # each of them counts
@@ -61,9 +75,9 @@ def test_over_its_window_a_retrofitted_model_is_its_base(
 
 @variants
 @torch.no_grad()
-def test_each_feature_of_a_family_shows(registry: Registry, tmp_path: Path, variant: str) -> None:
+def test_each_feature_of_a_family_shows(make: Make, variant: str) -> None:
     """Without any one of them the model would not be its base."""
-    model, ids = made(registry, tmp_path, variant).model, family_ids(64)
+    model, ids = make(variant).model, family_ids(64)
     want = model(ids).logits
     without: dict[str, dict[str, Any]] = {
         name: {name: plain} for name, plain in FEATURES.items() if name in model.config.features
@@ -97,9 +111,9 @@ def _plainer(rope: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 @variants
 def test_pieces_single_tokens_and_one_shot_are_the_same_far_beyond_the_window(
-    registry: Registry, tmp_path: Path, variant: str
+    make: Make, variant: str
 ) -> None:
-    model = made(registry, tmp_path, variant, dtype=torch.float64).model
+    model = make(variant, dtype=torch.float64).model
     ids = family_ids(150)
     whole = logits(model, ids)
     with torch.no_grad():
@@ -109,8 +123,8 @@ def test_pieces_single_tokens_and_one_shot_are_the_same_far_beyond_the_window(
 
 @variants
 @torch.no_grad()
-def test_a_padded_row_is_as_if_it_were_alone(registry: Registry, tmp_path: Path, variant: str) -> None:
-    model = made(registry, tmp_path, variant, dtype=torch.float64).model
+def test_a_padded_row_is_as_if_it_were_alone(make: Make, variant: str) -> None:
+    model = make(variant, dtype=torch.float64).model
     rows = [family_ids(120), family_ids(77, seed=6)]
     ids = torch.cat((rows[0], torch.nn.functional.pad(rows[1], (43, 0), value=2)))
     mask = torch.ones_like(ids)
@@ -121,10 +135,8 @@ def test_a_padded_row_is_as_if_it_were_alone(registry: Registry, tmp_path: Path,
 
 
 @torch.no_grad()
-def test_where_all_layers_slide_inside_the_window_it_is_its_base_at_any_length(
-    registry: Registry, tmp_path: Path
-) -> None:
-    model, ids = made(registry, tmp_path, "mistral").model, family_ids(200)
+def test_where_all_layers_slide_inside_the_window_it_is_its_base_at_any_length(make: Make) -> None:
+    model, ids = make("mistral").model, family_ids(200)
     torch.testing.assert_close(logits(model, ids), logits(tiny_family("mistral"), ids), rtol=1e-5, atol=2e-5)
 
 
@@ -154,10 +166,8 @@ def test_longrope_takes_the_factors_that_the_window_needs(registry: Registry, tm
 
 
 @variants
-def test_generate_and_every_step_of_the_engine_say_the_same(
-    registry: Registry, tmp_path: Path, variant: str
-) -> None:
-    model, ids = made(registry, tmp_path, variant).model, family_ids(70)
+def test_generate_and_every_step_of_the_engine_say_the_same(make: Make, variant: str) -> None:
+    model, ids = make(variant).model, family_ids(70)
     said = model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=30, do_sample=False, eos_token_id=-1
     )
@@ -176,8 +186,8 @@ def test_generate_and_every_step_of_the_engine_say_the_same(
 
 @variants
 @torch.inference_mode()
-def test_a_plain_step_is_the_forward(registry: Registry, tmp_path: Path, variant: str) -> None:
-    model = made(registry, tmp_path, variant).model
+def test_a_plain_step_is_the_forward(make: Make, variant: str) -> None:
+    model = make(variant).model
     if not PlainStep.fits(model):
         return
     formats: dict[WeightFormat, float] = {"float32": 1e-4, "int8": 0.3}
@@ -198,25 +208,23 @@ def test_a_plain_step_is_the_forward(registry: Registry, tmp_path: Path, variant
 
 
 @variants
-def test_the_compiled_step_takes_what_computes_as_a_llama(
-    registry: Registry, tmp_path: Path, variant: str
-) -> None:
-    loaded = made(registry, tmp_path, variant)
+def test_the_compiled_step_takes_what_computes_as_a_llama(make: Make, variant: str) -> None:
+    loaded = make(variant)
     llamas = {"llama1", "llama3", "llama-biased", "smollm2", "qwen2"}
     # Its tiles need a vocabulary in sixteens.
     config = InfiniConfig(**{**loaded.model.config.to_dict(), "vocab_size": 288, "hidden_act": "silu"})
     assert NativeStep.fits(InfiniForCausalLM(config)) is (variant in llamas)
 
 
-def test_a_window_that_never_binds_leaves_the_compiled_step(registry: Registry, tmp_path: Path) -> None:
-    model = made(registry, tmp_path, "phi3", window=16, segment=8, sinks=4).model
+def test_a_window_that_never_binds_leaves_the_compiled_step(make: Make) -> None:
+    model = make("phi3", window=16, segment=8, sinks=4).model
     config = InfiniConfig(**{**model.config.to_dict(), "vocab_size": 288})
     assert NativeStep.fits(InfiniForCausalLM(config))
 
 
 @variants
-def test_in_bfloat16_it_says_nearly_the_same(registry: Registry, tmp_path: Path, variant: str) -> None:
-    narrow = made(registry, tmp_path, variant, dtype=torch.bfloat16).model
+def test_in_bfloat16_it_says_nearly_the_same(make: Make, variant: str) -> None:
+    narrow = make(variant, dtype=torch.bfloat16).model
     ids = family_ids(100)
     cache = narrow.model.new_cache()
     with torch.no_grad():
@@ -233,9 +241,9 @@ def test_in_bfloat16_it_says_nearly_the_same(registry: Registry, tmp_path: Path,
 @variants
 @pytest.mark.parametrize("how", ["copied", "saved by transformers"])
 def test_saved_and_loaded_again_it_is_the_same(
-    registry: Registry, tmp_path: Path, variant: str, how: str
+    make: Make, registry: Registry, tmp_path: Path, variant: str, how: str
 ) -> None:
-    first, ids = made(registry, tmp_path, variant, copy=True), family_ids(100)
+    first, ids = make(variant, copy=True), family_ids(100)
     folder = first.path
     if how == "saved by transformers":
         folder = tmp_path / "saved"
@@ -252,11 +260,9 @@ def test_saved_and_loaded_again_it_is_the_same(
 @pytest.mark.parametrize("variant", ["qwen3", "gemma3", "qwen2-moe"])
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_every_memory_works_on_other_families(
-    registry: Registry, tmp_path: Path, variant: str, kind: Kind
-) -> None:
+def test_every_memory_works_on_other_families(make: Make, variant: str, kind: Kind) -> None:
     sizes = {"memory_slots": 9, "memory_key_dim": 6, "memory_order": 2}
-    shut = made(registry, tmp_path, variant, dtype=torch.float64, memory=kind, memory_layers=[1, 2], **sizes)
+    shut = make(variant, dtype=torch.float64, memory=kind, memory_layers=[1, 2], **sizes)
     config = InfiniConfig(**{**shut.model.config.to_dict(), "memory_trained": True, "memory_rank": 2})
     model = InfiniForCausalLM(config).double().eval()
     model.load_state_dict(shut.model.state_dict(), strict=False)
@@ -279,3 +285,23 @@ def test_every_memory_works_on_other_families(
         torch.testing.assert_close(
             plain.logits(cache.last_hidden), whole[0, -1].float(), rtol=1e-2, atol=1e-2
         )
+
+
+@pytest.mark.parametrize("variant", ["qwen3", "gemma3", "phi3-longrope", "qwen2-moe"])
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_the_engine_runs_a_family_as_it_is_set_up_on_this_machine(
+    make: Make, tmp_path: Path, variant: str, dtype: str
+) -> None:
+    """Whatever formats and step are chosen: answers, and goes on from a state that was saved."""
+    settings = Settings(engine=EngineSettings(dtype=dtype, threads=1))
+    engine = engine_of(make(variant), settings, cache=tmp_path / "cache")
+    assert isinstance(engine.step, ModuleStep if variant == "qwen2-moe" else PlainStep)
+    state, options = engine.new_state(), SamplingOptions(temperature=0, max_tokens=8)
+    list(engine.feed(state, family_ids(90)[0].tolist()))
+    dump = engine.dump_state(state)
+    answers = [
+        [token.token_id for token in engine.generate(each, options, end_ids=[])]
+        for each in (state, engine.load_state(dump))
+    ]
+    assert answers[0] == answers[1]
+    assert len(answers[0]) == 8
