@@ -13,6 +13,7 @@ import torch
 
 from infinichat.chat_format import chat_format
 from infinichat.errors import ConfigError, ModelFileError, UnsupportedModelError
+from infinichat.model.card import parameters_of
 from infinichat.model.checkpoint import config_json
 from infinichat.model.configuration_infini import FEATURES, InfiniConfig
 from infinichat.model.loading import load_model
@@ -20,7 +21,7 @@ from infinichat.model.registry import Registry
 from infinichat.paths import Paths
 
 from .conftest import CONTROL, byte_tokenizer_json
-from .tiny_families import family_ids, save_family, tiny_family
+from .tiny_families import VARIANTS, family_ids, save_family, tiny_family
 
 Edit = Callable[[dict[str, Any]], None]
 
@@ -238,3 +239,11 @@ def test_a_plain_llama_s_configuration_knows_nothing_of_other_families(tmp_path:
     assert other.features == ("use_qk_norm", "sliding_window")
     assert set(FEATURES) & set(json.loads(config_json(other, tmp_path))) == set(other.features)
     assert plain.infini_rope == {"theta": 10000.0, "scaling": None}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_list_of_models_knows_about_how_many_weights_one_has(variant: str) -> None:
+    model = tiny_family(variant)
+    counted = parameters_of(json.loads(model.config.to_json_string(use_diff=False)))
+    assert counted is not None
+    assert counted == pytest.approx(sum(each.numel() for each in model.parameters()), rel=0.02)
