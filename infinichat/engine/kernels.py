@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from infinichat.engine.quantize import Product, WeightFormat
 from infinichat.model.adapters import Carried
 from infinichat.model.cache import InfiniCache
-from infinichat.model.decoder_parts import InfiniMLP, RMSNorm
+from infinichat.model.decoder_parts import InfiniMLP, RMSNorm, scaled
 from infinichat.model.memories import PaperMemory, ResidualMemory
 from infinichat.model.modeling_infini import InfiniDecoderLayer, InfiniForCausalLM
 from infinichat.model.rope import Rotation, rotations
@@ -75,7 +75,7 @@ class PlainStep:
         same). The model stays as it is and may have another dtype."""
         config = model.config
         self._model = model.model
-        self._embedding = model.model.embed_tokens.weight
+        self._embedding, self._multiplier = model.model.embed_tokens.weight, config.embedding_multiplier
         self.layers = [_Layer(layer, format) for layer in model.model.layers]
         self._norm = _Norm(model.model.norm)
         self._head = Product(model.lm_head.weight, format=head or format)
@@ -121,7 +121,7 @@ class PlainStep:
         self._model.evict(cache)
         residual = self._residual
         h = residual[:, :-1]
-        embedded = self._model.embed_tokens.scaled(self._embedding[token_id][None, None])
+        embedded = scaled(self._embedding[token_id][None, None], self._multiplier)
         h.copy_(embedded[0])
         full = self._angles(cache.seen, self._rotations.full)
         other = self._rotations.sliding is not self._rotations.full

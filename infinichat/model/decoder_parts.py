@@ -41,6 +41,14 @@ def norm_of(config: InfiniConfig, size: int | None = None) -> RMSNorm:
     return RMSNorm(size or config.hidden_size, config.rms_norm_eps, unit_offset=config.norm_unit_offset)
 
 
+def scaled(embedded: Tensor, scale: float) -> Tensor:
+    """Rows of an embedding table [..., C] times ``scale``, as a number of their own type: that is what such
+    models were trained with."""
+    if scale == 1:
+        return embedded
+    return embedded * torch.tensor(scale, dtype=embedded.dtype, device=embedded.device)
+
+
 class ScaledEmbedding(nn.Embedding):
     """Rows of the table times ``scale``."""
 
@@ -49,14 +57,7 @@ class ScaledEmbedding(nn.Embedding):
         self.scale = scale
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.scaled(super().forward(input))
-
-    def scaled(self, embedded: Tensor) -> Tensor:
-        """Rows of the table as the model takes them."""
-        if self.scale == 1:
-            return embedded
-        # A number of the embedding's own type: that is what such models were trained with.
-        return embedded * torch.tensor(self.scale, dtype=embedded.dtype, device=embedded.device)
+        return scaled(super().forward(input), self.scale)
 
 
 class CappedHead(nn.Linear):
