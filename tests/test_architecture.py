@@ -41,7 +41,8 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         {"attention", "errors", "messages", "protocols", "paths"},
         {"torch", "transformers", "safetensors", "gguf", "numpy", "tokenizers"},
     ),
-    "chat_format": ({"messages", "errors", "protocols"}, set()),
+    "chat_templates": (set(), set()),
+    "chat_format": ({"chat_templates", "messages", "errors", "protocols"}, set()),
     "engine": (
         {"attention", "model", "messages", "protocols", "errors", "config", "paths"},
         {"torch", "numpy", "psutil"},

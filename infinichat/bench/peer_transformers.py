@@ -109,6 +109,11 @@ def llama_of(ref: str | None, dtype: torch.dtype) -> Any:
 
     ours = load_model(ref, dtype=dtype).model
     config = ours.config
+    if config.features or isinstance(config.attention_bias, str):
+        raise UsageError(
+            f"{ref or 'The default model'} is of family {config.family!r}; transformers is compared on "
+            "Llama's decoder only. Choose a Llama or SmolLM2."
+        )
     rope = {"rope_theta": config.infini_rope["theta"], **(config.infini_rope["scaling"] or {})}
     theirs = LlamaConfig(
         **{name: getattr(config, name) for name in SHARED},

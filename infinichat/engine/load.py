@@ -70,7 +70,7 @@ def engine_of(loaded: LoadedModel, settings: Settings, *, cache: Path) -> Infini
     from infinichat.engine.placing import measured_threads, placed
 
     model = loaded.model
-    sample = model.model.layers[0].mlp.gate_proj.weight
+    sample = model.model.layers[0].mlp.sample
     key = machine_key(settings.engine, (*sample.shape, len(model.model.layers)))
     plan = remembered_plan(cache, key)
     if plan is None:

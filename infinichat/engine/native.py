@@ -16,16 +16,18 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from infinichat.attention.window import inverse_frequencies
 from infinichat.engine.compiler import compiled
+from infinichat.engine.kernels import joined_bias
 from infinichat.engine.quantize import GROUP, WeightFormat
 from infinichat.engine.tiles import fits_tiles, q4_tiles, q8_tiles
 from infinichat.model.adapters import Adapters, Carried
 from infinichat.model.bank_memory import BankMemory
 from infinichat.model.cache import InfiniCache
+from infinichat.model.configuration_infini import InfiniConfig
+from infinichat.model.decoder_parts import InfiniMLP
 from infinichat.model.memories import PaperMemory, ResidualMemory
 from infinichat.model.modeling_infini import InfiniDecoderLayer, InfiniForCausalLM
-from infinichat.model.rope import scaled_frequencies
+from infinichat.model.rope import rotations
 
 SOURCE = Path(__file__).with_name("step.c")
 
@@ -118,9 +120,7 @@ class NativeStep:
         self._model, self._library, self._format = model.model, library, format
         self._kept: list[Tensor] = []  # what C points to
         self._windows: WeakKeyDictionary[InfiniCache, _Windows] = WeakKeyDictionary()
-        rope = config.infini_rope
-        plain = inverse_frequencies(config.head_dim, rope["theta"])
-        self._inv_freq = scaled_frequencies(plain, rope["scaling"])
+        self._inv_freq = rotations(config).full.inv_freq
         self._front = config.sinks
         layers = [self._layer(layer) for layer in model.model.layers]
         changes = [
@@ -149,6 +149,7 @@ class NativeStep:
         known = not any(isinstance(memory, PaperMemory) for memory in memories)
         # The adapters of one memory; a second one's would be open by the first one's reads.
         known = known and sum(getattr(memory, "adapters", None) is not None for memory in memories) <= 1
+        known = known and _is_llama(config)
         linears = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
         tiled = all(fits_tiles(weight) for weight in linears)
         return known and tiled and config.hidden_act == "silu" and config.head_dim <= WIDEST_HEAD
@@ -234,7 +235,7 @@ class NativeStep:
             eps=config.rms_norm_eps,
             layer=self._layers,
             norm=self._pointer(model.model.norm.weight),
-            head=self._matrix((model.lm_head.weight,), ()),
+            head=self._matrix((model.lm_head.weight,), None),
             x=self._pointer(torch.zeros(widest)),
             y=self._pointer(torch.zeros(rows)),
             scores=self._pointer(torch.zeros(config.window + config.sinks)),
@@ -246,6 +247,7 @@ class NativeStep:
 
     def _layer(self, layer: InfiniDecoderLayer) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
+        assert isinstance(mlp, InfiniMLP)
         return _Layer(
             qkv=self._fused(attention.q_proj, attention.k_proj, attention.v_proj),
             out=self._fused(attention.o_proj),
@@ -266,13 +268,11 @@ class NativeStep:
         )
 
     def _fused(self, *linears: nn.Linear) -> _Matrix:
-        named = [pair for linear in linears for pair in linear.named_parameters()]
-        biases = [tensor for name, tensor in named if name == "bias"]
-        return self._matrix([linear.weight for linear in linears], biases)
+        return self._matrix([linear.weight for linear in linears], joined_bias(linears))
 
-    def _matrix(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> _Matrix:
+    def _matrix(self, weights: Sequence[Tensor], biases: Tensor | None) -> _Matrix:
         weight = torch.cat(tuple(weights)) if len(weights) > 1 else weights[0]
-        bias = self._pointer(torch.cat(tuple(biases))) if biases else None
+        bias = None if biases is None else self._pointer(biases)
         rows, columns = weight.shape
         if self._format == "float32":
             return _Matrix(_F32, rows, columns, self._pointer(weight), bias)
@@ -287,6 +287,16 @@ class NativeStep:
         copy = copy.clone(memory_format=torch.contiguous_format)
         self._kept.append(copy)
         return copy.data_ptr()
+
+
+def _is_llama(config: InfiniConfig) -> bool:
+    """Whether a decoder computes what Llama's does, for a window of this size."""
+    span = config.sliding_window
+    never = (
+        span is not None and span >= config.window + config.sinks and "local_theta" not in config.infini_rope
+    )
+    unused = {"sliding_window", "layer_types"} if never else set()
+    return not set(config.features) - unused and rotations(config).full.scale == 1
 
 
 class _Windows:

@@ -59,6 +59,32 @@ class GgufFile:
     def architecture(self) -> str:
         return str(self.metadata.get("general.architecture", ""))
 
+    def own(self, key: str, default: Any) -> Any:
+        """The architecture's metadata ``key``."""
+        return self.metadata.get(f"{self.architecture}.{key}", default)
+
+    def number(self, key: str, default: int | None = None) -> int:
+        """``own``, a whole number above 0. Raises ``ModelFileError`` for anything else."""
+        value = self.own(key, default)
+        if isinstance(value, list) and value and len(set(value)) == 1:
+            value = value[0]  # some converters write one number per layer
+        if not isinstance(value, int) or value <= 0:
+            raise ModelFileError(
+                f"{self.path.name} has {self.architecture}.{key} = {value!r}, expected a positive whole "
+                "number."
+            )
+        return value
+
+    def real(self, key: str, default: float | None = None) -> float:
+        """``own``, a number above 0. Raises ``ModelFileError`` for anything else."""
+        value = self.own(key, default)
+        if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+            raise ModelFileError(
+                f"{self.path.name} has {self.architecture}.{key} = {value!r}, expected a positive number."
+            )
+        # Stored as float32: 9.999999747378752e-06 is meant to be 1e-05.
+        return float(f"{value:.7g}")
+
     @property
     def parameters(self) -> int:
         """Number of weights in the file; a tied output matrix counts once because it is stored once."""

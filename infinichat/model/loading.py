@@ -25,17 +25,24 @@ from typing import Any
 import torch
 
 from infinichat.errors import ConfigError, ModelFileError
+from infinichat.model import family_config
 from infinichat.model.base_weights import MEMORY_FILE, base_of, check_own_files, read_config
 from infinichat.model.checksums import quick_digest, sha256_of
-from infinichat.model.configuration_infini import InfiniConfig
-from infinichat.model.families import Family, chat_format_of, default_memory_layers, family_of
-from infinichat.model.gguf import gguf_config
+from infinichat.model.configuration_infini import FEATURES, InfiniConfig
+from infinichat.model.families import (
+    Family,
+    chat_format_of,
+    default_memory_layers,
+    family_named,
+    family_of,
+)
+from infinichat.model.gguf_config import gguf_config
 from infinichat.model.gguf_file import GgufFile, read_gguf_header
 from infinichat.model.gguf_tokenizer import gguf_tokenizer
 from infinichat.model.layer_state import wide_dtype
 from infinichat.model.modeling_infini import InfiniForCausalLM
 from infinichat.model.registry import Entry, Registry
-from infinichat.model.rope import scaled_frequencies
+from infinichat.model.rope import rotations
 from infinichat.model.safetensors_file import weight_files
 from infinichat.model.tokenizer import Tokenizer, folder_tokenizer
 from infinichat.model.weights import Stored, fill, read_weights, stored_names
@@ -45,7 +52,9 @@ DEFAULT_WINDOW, DEFAULT_SEGMENT, DEFAULT_SINKS = 1024, 256, 4
 
 # Fields of the configuration that change no result; everything else is part of a model's fingerprint.
 _NO_RESULT = {"base", "files", "family", "chat_format", "use_cache", "initializer_range", "kwargs", "self"}
-_NO_RESULT |= {"rope_theta", "rope_scaling"}  # kept as infini_rope
+# Kept as infini_rope.
+_ROPE = {"rope_theta", "rope_scaling", "rope_local_base_freq", "partial_rotary_factor"}
+_NO_RESULT |= _ROPE
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +111,7 @@ def load_model(
     file = _memory_file(entry)
     memory = None if file is None else read_weights(file, dtype=lambda _: wide_dtype(dtype))
     model = build(config, source, memory=memory, dtype=dtype, on_progress=on_progress)
-    _check_vocabulary(source.tokenizer, config, entry.path)
+    _check_vocabulary(source, config, entry.path)
     return LoadedModel(
         model=model,
         tokenizer=source.tokenizer,
@@ -123,11 +132,10 @@ def read_source(weights: Path) -> Source:
     else:
         raw, tokenizer = read_config(weights), folder_tokenizer(weights)
         if raw.get("model_type") == InfiniConfig.model_type:
-            rope = raw.get("infini_rope") or {}
-            raw = {**raw, "model_type": raw.get("family", "llama")}
-            raw |= {"rope_theta": rope.get("theta"), "rope_scaling": rope.get("scaling")}
+            family = family_named(raw.get("family", "llama"), weights)
+            return Source(weights, family, family_config.own(raw, weights), tokenizer, header)
     family = family_of(raw, weights)
-    return Source(weights, family, family.config(raw, weights), tokenizer, header)
+    return Source(weights, family, family.arguments(raw, weights), tokenizer, header)
 
 
 def wrapped_config(source: Source, **chosen: Any) -> InfiniConfig:
@@ -160,10 +168,12 @@ def checkpoint_config(folder: Path, source: Source) -> InfiniConfig:
     """A checkpoint folder's configuration. Raises ``ConfigError`` naming a value that it does not share with
     the base weights it stands on: their outputs would silently be wrong."""
     raw = {key: value for key, value in read_config(folder).items() if key not in ("model_type", "files")}
+    # A configuration from before there was a feature does not speak against its base.
+    raw = {key: source.arguments[key] for key in FEATURES if key in source.arguments} | raw
     config = _make_config(folder, raw)
     base = _make_config(source.weights, source.arguments)
-    for key in (*source.arguments, "infini_rope"):
-        if key in ("rope_theta", "rope_scaling") or key.endswith("_token_id"):
+    for key in {*source.arguments, "infini_rope"} - _ROPE:
+        if key.endswith("_token_id"):
             continue
         ours, theirs = getattr(config, key), getattr(base, key)
         if ours != theirs:
@@ -213,7 +223,7 @@ def build(
         model,
         stored,
         wanted=names if complete else [name for name in names if _MEMORY not in name],
-        rename=source.family.tensor_name,
+        unpack=lambda name, tensor: source.family.tensors(name, tensor, source.arguments),
         on_progress=on_progress,
     )
     if not complete:
@@ -253,7 +263,7 @@ def _empty_model(config: InfiniConfig, path: Path) -> InfiniForCausalLM:
     """All modules, no weights: torch's meta device takes no memory."""
     try:
         # Also computed at the first forward; here so that an unknown kind is refused by the loader.
-        scaled_frequencies(torch.ones(1, dtype=torch.float64), config.infini_rope["scaling"])
+        rotations(config)
         with torch.device("meta"):
             return InfiniForCausalLM(config)
     except _unusable() as error:
@@ -281,11 +291,14 @@ def _memory_file(entry: Entry) -> Path | None:
     return file if file.is_file() else None
 
 
-def _check_vocabulary(tokenizer: Tokenizer, config: InfiniConfig, path: Path) -> None:
+def _check_vocabulary(source: Source, config: InfiniConfig, path: Path) -> None:
     # More rows than tokens is common (padding to a round number); fewer would make ids out of range.
-    if tokenizer.vocab_size > config.vocab_size:
+    control, size = source.tokenizer.control_tokens, source.tokenizer.vocab_size
+    while size - 1 in (control.get(token) for token in source.family.foreign):
+        size -= 1
+    if size > config.vocab_size:
         raise ModelFileError(
-            f"{path} has a tokenizer of {tokenizer.vocab_size:,} tokens but embeddings for "
+            f"{path} has a tokenizer of {size:,} tokens but embeddings for "
             f"{config.vocab_size:,}; they belong to different models. Get the model again."
         )
 
@@ -293,7 +306,8 @@ def _check_vocabulary(tokenizer: Tokenizer, config: InfiniConfig, path: Path) ->
 def _fingerprint(entry: Entry, weights: Path, config: InfiniConfig) -> str:
     base = base_of(read_config(entry.path), entry.path) if entry.kind == "checkpoint" else None
     memory = _memory_file(entry)
-    fields = [name for name in inspect.signature(InfiniConfig.__init__).parameters if name not in _NO_RESULT]
+    names = [name for name in inspect.signature(InfiniConfig.__init__).parameters if name not in _NO_RESULT]
+    fields = [name for name in names if name not in FEATURES or getattr(config, name) != FEATURES[name]]
     described = {
         "config": {name: getattr(config, name) for name in (*fields, "infini_rope", "tie_word_embeddings")},
         "weights": _weights_digest(base, weights),

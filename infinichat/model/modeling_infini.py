@@ -1,9 +1,10 @@
-"""A Llama-like decoder with Infini-attention: the Hugging Face face of the model.
+"""A decoder with Infini-attention: the Hugging Face face of the model.
 
-The base part is a plain decoder whose weights have transformers' Llama names. Each layer attends exactly over
-the window in an ``InfiniCache``; layers in ``config.memory_layers`` also read and write a memory. One forward
-may be given any number of tokens: it is cut where a segment leaves the window, each piece is run through all
-layers, and every output is the same as if the tokens had come one at a time.
+The base part is a plain decoder whose weights have transformers' names; what the families of ``families.py``
+differ in, the configuration says. Each layer attends exactly over the window in an ``InfiniCache``; layers in
+``config.memory_layers`` also read and write a memory. One forward may be given any number of tokens: it is
+cut where a segment leaves the window, each piece is run through all layers, and every output is the same as
+if the tokens had come one at a time.
 
     cache = InfiniCache(model.config)
     out = model(ids, past_key_values=cache, logits_to_keep=1)     # ids of a million tokens are fine
@@ -18,18 +19,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GenerationMixin, PreTrainedModel
-from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from infinichat.attention.memory import wide
-from infinichat.attention.window import blockwise_attention, inverse_frequencies, local_attention, rotate
+from infinichat.attention.window import blockwise_attention, local_attention, rotate
 from infinichat.errors import ConfigError, StateError
 from infinichat.model.bank_memory import BankMemory
 from infinichat.model.cache import InfiniCache
 from infinichat.model.configuration_infini import InfiniConfig
+from infinichat.model.decoder_parts import CappedHead, RMSNorm, ScaledEmbedding, mlp_of, norm_of
 from infinichat.model.layer_state import LayerState
 from infinichat.model.memories import PaperMemory, RecallMemory, ResidualMemory
-from infinichat.model.rope import scaled_frequencies
+from infinichat.model.rope import Rotations, rotations
 from infinichat.model.segments import (
     SegmentPlan,
     advance,
@@ -44,36 +44,6 @@ from infinichat.model.segments import (
 )
 
 
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight, computed in float32 or wider as Llama does."""
-
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        precise = wide(x)
-        precise = precise * torch.rsqrt(precise.square().mean(dim=-1, keepdim=True) + self.eps)
-        return self.weight * precise.to(x.dtype)
-
-
-class InfiniMLP(nn.Module):
-    """down(act(gate(x)) * up(x))."""
-
-    def __init__(self, config: InfiniConfig) -> None:
-        super().__init__()
-        hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = nn.Linear(hidden, inner, bias=bias)
-        self.up_proj = nn.Linear(hidden, inner, bias=bias)
-        self.down_proj = nn.Linear(inner, hidden, bias=bias)
-        self.act_fn = ACT2FN[config.hidden_act]
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
-        return out
-
-
 class InfiniAttention(nn.Module):
     """Exact attention over the window, and the paper's memory where the layer has one."""
 
@@ -82,12 +52,15 @@ class InfiniAttention(nn.Module):
         self.layer_idx = layer_idx
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = config.head_dim
-        self.scale = config.head_dim**-0.5
-        hidden, bias = config.hidden_size, config.attention_bias
-        self.q_proj = nn.Linear(hidden, self.heads * self.head_dim, bias=bias)
-        self.k_proj = nn.Linear(hidden, self.kv_heads * self.head_dim, bias=bias)
-        self.v_proj = nn.Linear(hidden, self.kv_heads * self.head_dim, bias=bias)
-        self.o_proj = nn.Linear(self.heads * self.head_dim, hidden, bias=bias)
+        self.scale = (config.query_pre_attn_scalar or config.head_dim) ** -0.5
+        self.softcap, self.slides = config.attn_logit_softcapping, config.slides(layer_idx)
+        hidden, biased = config.hidden_size, config.biased
+        self.q_proj = nn.Linear(hidden, self.heads * self.head_dim, bias="q" in biased)
+        self.k_proj = nn.Linear(hidden, self.kv_heads * self.head_dim, bias="k" in biased)
+        self.v_proj = nn.Linear(hidden, self.kv_heads * self.head_dim, bias="v" in biased)
+        self.o_proj = nn.Linear(self.heads * self.head_dim, hidden, bias="o" in biased)
+        self.q_norm = norm_of(config, self.head_dim) if config.use_qk_norm else None
+        self.k_norm = norm_of(config, self.head_dim) if config.use_qk_norm else None
 
     def forward(
         self,
@@ -110,16 +83,23 @@ class InfiniAttention(nn.Module):
         q, k, v = (
             flat.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for flat in (flat_q, flat_k, flat_v)
         )
-        state.k.append(rotate(k, plan.cos, plan.sin))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        sight = plan.sliding if self.slides else plan.full
+        state.k.append(rotate(k, sight.cos, sight.sin))
         state.v.append(v)
         keys = state.k.with_front if plan.use_front else state.k.content
         values = state.v.with_front if plan.use_front else state.v.content
         if last:
-            turned = rotate(q, plan.cos[-1:], plan.sin[-1:])
-            out = local_attention(turned, keys, values, scale=self.scale, mask=None)
+            turned = rotate(q, sight.cos[-1:], sight.sin[-1:])
+            if sight.span is not None:
+                keys, values = keys[:, :, -sight.span :], values[:, :, -sight.span :]
+            out = local_attention(turned, keys, values, scale=self.scale, mask=None, softcap=self.softcap)
         else:
-            turned = rotate(q, plan.cos, plan.sin)
-            out = blockwise_attention(turned, keys, values, scale=self.scale, blocks=plan.blocks)
+            turned = rotate(q, sight.cos, sight.sin)
+            out = blockwise_attention(
+                turned, keys, values, scale=self.scale, blocks=sight.blocks, softcap=self.softcap
+            )
         if memory is not None and state.memory is not None and state.memory_k is not None:
             out = memory.attend(out, q, state.memory)
             state.memory_k.append(k)
@@ -132,14 +112,18 @@ class InfiniAttention(nn.Module):
 
 
 class InfiniDecoderLayer(nn.Module):
-    """Attention and MLP with pre-norms; a recall memory adds its read between the two."""
+    """Attention and MLP with pre-norms, of some families also with norms after them; a recall memory adds its
+    read between the two."""
 
     def __init__(self, config: InfiniConfig, layer_idx: int) -> None:
         super().__init__()
         self.self_attn = InfiniAttention(config, layer_idx)
-        self.mlp = InfiniMLP(config)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = mlp_of(config, layer_idx)
+        self.input_layernorm = norm_of(config)
+        # Gemma 2 calls the norm after attention what Llama calls the one before the MLP.
+        self.post_attention_layernorm = norm_of(config)
+        self.pre_feedforward_layernorm = norm_of(config) if config.post_norms else None
+        self.post_feedforward_layernorm = norm_of(config) if config.post_norms else None
         self.memory: PaperMemory | ResidualMemory | None = None
         if layer_idx in config.memory_layers:
             if config.memory == "bank":
@@ -150,15 +134,29 @@ class InfiniDecoderLayer(nn.Module):
     def forward(self, h: Tensor, plan: SegmentPlan, state: LayerState, *, last: bool = False) -> Tensor:
         """h [B, T, C] to [B, T, C], or [B, 1, C] with ``last`` (see ``InfiniAttention``)."""
         x = self.input_layernorm(h)
-        mixed = self.memory if isinstance(self.memory, PaperMemory) else None
-        attended = self.self_attn(x, plan, state, mixed, last=last)
-        h = (h[:, -1:] if last else h) + attended
+        h = self.after_attention(h, x, plan, state, last=last)
         if isinstance(self.memory, ResidualMemory) and state.memory is not None:
             h, carried = self.memory(h, x, state, real=plan.real, embeddings=plan.embeddings, ids=plan.ids)
             if carried is not None:
                 plan.carried.append(carried)
-        out: Tensor = h + self.mlp(self.post_attention_layernorm(h))
-        return out
+        return self.after_mlp(h)
+
+    def after_attention(
+        self, h: Tensor, x: Tensor, plan: SegmentPlan, state: LayerState, *, last: bool = False
+    ) -> Tensor:
+        """h [B, T, C], whose normed form is x, with what attention adds."""
+        mixed = self.memory if isinstance(self.memory, PaperMemory) else None
+        attended: Tensor = self.self_attn(x, plan, state, mixed, last=last)
+        if self.pre_feedforward_layernorm is not None:
+            attended = self.post_attention_layernorm(attended)
+        return (h[:, -1:] if last else h) + attended
+
+    def after_mlp(self, h: Tensor) -> Tensor:
+        """h [B, T, C] with what the MLP adds."""
+        added: Tensor = self.mlp((self.pre_feedforward_layernorm or self.post_attention_layernorm)(h))
+        if self.post_feedforward_layernorm is not None:
+            added = self.post_feedforward_layernorm(added)
+        return h + added
 
 
 class InfiniPreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]  # its __init_subclass__
@@ -179,7 +177,7 @@ class InfiniPreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]  
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, RMSNorm):
-            nn.init.ones_(module.weight)
+            nn.init.constant_(module.weight, 0 if module.unit_offset else 1)
         elif isinstance(module, ResidualMemory):
             module.reset_parameters()
         elif isinstance(module, PaperMemory):
@@ -191,9 +189,11 @@ class InfiniModel(InfiniPreTrainedModel):  # type: ignore[no-untyped-call]  # it
 
     def __init__(self, config: InfiniConfig) -> None:
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = ScaledEmbedding(
+            config.vocab_size, config.hidden_size, scale=config.embedding_multiplier
+        )
         self.layers = nn.ModuleList(InfiniDecoderLayer(config, i) for i in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = norm_of(config)
         self.post_init()  # type: ignore[no-untyped-call]
 
     def new_cache(self, batch_size: int = 1) -> InfiniCache:
@@ -252,7 +252,7 @@ class InfiniModel(InfiniPreTrainedModel):  # type: ignore[no-untyped-call]  # it
         """Fold into the memories what has to leave the window before the next token; often nothing."""
         due = leaving(cache)
         if due is None:
-            turn_sinks(cache, self._frequencies(cache.device))
+            turn_sinks(cache, self._rotations(cache.device))
             return
         count, write = due
         span = count if write is None else write.shape[1]
@@ -266,7 +266,7 @@ class InfiniModel(InfiniPreTrainedModel):  # type: ignore[no-untyped-call]  # it
                 state.memory = layer.memory.commit(state, span, write)
         keep_sinks(cache)
         drop_left(cache, count)
-        turn_sinks(cache, self._frequencies(cache.device))
+        turn_sinks(cache, self._rotations(cache.device))
 
     def _forward_piece(
         self, ids: Tensor, mask: Tensor | None, cache: InfiniCache, *, only_last: bool
@@ -278,8 +278,8 @@ class InfiniModel(InfiniPreTrainedModel):  # type: ignore[no-untyped-call]  # it
                 f"input_ids go from {int(ids.min())} to {int(ids.max())}; this model's vocabulary has ids 0 "
                 f"to {self.config.vocab_size - 1}."
             ) from None
-        frequencies = self._frequencies(cache.device)
-        plan = plan_segment(cache, mask, ids, h, inv_freq=frequencies)
+        turning = self._rotations(cache.device)
+        plan = plan_segment(cache, mask, ids, h, rotations=turning)
         top = len(self.layers) - 1
         for number, (layer, state) in enumerate(zip(self.layers, cache.states, strict=True)):
             last = only_last and number == top and state.memory is None
@@ -289,16 +289,14 @@ class InfiniModel(InfiniPreTrainedModel):  # type: ignore[no-untyped-call]  # it
         advance(cache, ids, plan)
         return plan.spoken(self.norm(h))
 
-    def _frequencies(self, device: torch.device) -> Tensor:
+    def _rotations(self, device: torch.device) -> Rotations:
         # MPS has no float64: there the angles are worked out on the CPU.
         kind = "cpu" if device.type == "mps" else device.type
-        # Plain float64 attribute rather than a buffer: .to(bfloat16) must never touch it.
-        cached: Tensor | None = self.__dict__.get("_inv_freq")
-        if cached is None or cached.device.type != kind:
-            rope = self.config.infini_rope
-            plain = inverse_frequencies(self.config.head_dim, rope["theta"])
-            cached = scaled_frequencies(plain, rope["scaling"]).to("cpu" if kind == "cpu" else device)
-            self.__dict__["_inv_freq"] = cached
+        # Plain attribute rather than buffers: .to(bfloat16) must never touch float64.
+        cached: Rotations | None = self.__dict__.get("_turning")
+        if cached is None or cached.full.inv_freq.device.type != kind:
+            cached = rotations(self.config).to("cpu" if kind == "cpu" else device)
+            self.__dict__["_turning"] = cached
         return cached
 
     def _cache_for(self, ids: Tensor, cache: InfiniCache | None) -> InfiniCache:
@@ -371,7 +369,7 @@ class InfiniForCausalLM(InfiniPreTrainedModel, GenerationMixin):  # type: ignore
     def __init__(self, config: InfiniConfig) -> None:
         super().__init__(config)
         self.model = InfiniModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = CappedHead(config.hidden_size, config.vocab_size, cap=config.final_logit_softcapping)
         self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(

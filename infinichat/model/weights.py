@@ -81,12 +81,12 @@ def fill(
     weights: Iterable[Stored],
     *,
     wanted: Iterable[str],
-    rename: Callable[[str], str | None] = lambda name: name,
+    unpack: Callable[[str, Tensor], Mapping[str, Tensor]] = lambda name, tensor: {name: tensor},
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Put ``weights`` into the parameters ``wanted`` of ``model``, each exactly once.
 
-    ``rename`` gives the model's name of a tensor, ``None`` for one that holds nothing to read. The output
+    ``unpack`` gives the model's tensors in a stored one, none for one that holds nothing to read. The output
     matrix of tied embeddings may be missing, or there and equal to the embedding. Raises ``ModelFileError``
     naming the file, the tensor and the shapes.
     """
@@ -98,14 +98,12 @@ def fill(
     origin = Path()
     for stored in weights:
         origin = stored.file
-        name = rename(stored.name)
-        if name is None:
-            continue
-        _check_place(
-            stored, name, known=name in left or (tied and name == _HEAD), taken=name in state, shapes=shapes
-        )
-        state[name] = stored.tensor
-        left.discard(name)
+        for name, tensor in unpack(stored.name, stored.tensor).items():
+            known = name in left or (tied and name == _HEAD)
+            part = Stored(stored.file, stored.name, tensor)
+            _check_place(part, name, known=known, taken=name in state, shapes=shapes)
+            state[name] = tensor
+            left.discard(name)
         if on_progress is not None:
             on_progress(total - len(left), total)
     if left:
