@@ -28,7 +28,14 @@ from infinichat.model.bank_memory import BankMemory
 from infinichat.model.cache import InfiniCache
 from infinichat.model.configuration_infini import InfiniConfig
 from infinichat.model.layer_state import LayerState
-from infinichat.model.memories import PaperMemory, RecallMemory, ResidualMemory
+from infinichat.model.memories import (
+    PaperMemory,
+    RecallMemory,
+    ResidualMemory,
+    is_paper,
+    is_recall,
+    is_residual,
+)
 from infinichat.model.rope import scaled_frequencies
 from infinichat.model.segments import (
     SegmentPlan,
@@ -150,10 +157,10 @@ class InfiniDecoderLayer(nn.Module):
     def forward(self, h: Tensor, plan: SegmentPlan, state: LayerState, *, last: bool = False) -> Tensor:
         """h [B, T, C] to [B, T, C], or [B, 1, C] with ``last`` (see ``InfiniAttention``)."""
         x = self.input_layernorm(h)
-        mixed = self.memory if isinstance(self.memory, PaperMemory) else None
+        mixed = self.memory if is_paper(self.memory) else None
         attended = self.self_attn(x, plan, state, mixed, last=last)
         h = (h[:, -1:] if last else h) + attended
-        if isinstance(self.memory, ResidualMemory) and state.memory is not None:
+        if is_residual(self.memory) and state.memory is not None:
             h, carried = self.memory(h, x, state, real=plan.real, embeddings=plan.embeddings, ids=plan.ids)
             if carried is not None:
                 plan.carried.append(carried)
@@ -259,10 +266,10 @@ class InfiniModel(InfiniPreTrainedModel):  # type: ignore[no-untyped-call]  # it
         for layer, state in zip(self.layers, cache.states, strict=True):
             if state.memory is None:
                 continue
-            if isinstance(layer.memory, RecallMemory):
+            if is_recall(layer.memory):
                 ids = cache.ids.content[:, :span]
                 state.memory = layer.memory.commit(state, span, write, ids, self.embed_tokens)
-            elif isinstance(layer.memory, PaperMemory):
+            elif is_paper(layer.memory):
                 state.memory = layer.memory.commit(state, span, write)
         keep_sinks(cache)
         drop_left(cache, count)
