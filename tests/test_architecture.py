@@ -76,7 +76,7 @@ LATE: dict[str, tuple[set[str], set[str]]] = {
     "model": (set(), {"matplotlib", "huggingface_hub"}),
     "training": ({"evals", "engine"}, {"matplotlib", "peft", "psutil"}),
     "evals": (set(), {"matplotlib", "psutil"}),
-    "bench": (set(), {"matplotlib", "transformers"}),
+    "bench": ({"training"}, {"matplotlib", "transformers"}),
 }  # fmt: skip
 
 # Files that must stay importable without torch although their part may use it.
