@@ -54,7 +54,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "corpus": ({"chat_format", "errors", "messages", "protocols"}, set()),
     "training": (
         MEASURES - {"engine", "session", "store"} | {"layers", "corpus"},
-        {"torch", "transformers", "safetensors", "numpy", "tomlkit"},
+        {"torch", "transformers", "safetensors", "tokenizers", "numpy", "tomlkit"},
     ),
     "evals": (
         MEASURES | {"corpus"},
@@ -74,7 +74,7 @@ LATE: dict[str, tuple[set[str], set[str]]] = {
     "cli": (set(ALLOWED), {"torch", "transformers", "textual", "psutil", "matplotlib"}),
     "server": (ANY_ENGINE, set()),
     "model": (set(), {"matplotlib", "huggingface_hub"}),
-    "training": ({"evals", "engine"}, {"matplotlib", "peft", "psutil"}),
+    "training": ({"evals", "engine"}, {"accelerate", "matplotlib", "peft", "psutil", "pyarrow"}),
     "evals": (set(), {"matplotlib", "psutil"}),
     "bench": ({"training"}, {"matplotlib", "transformers"}),
 }  # fmt: skip

@@ -84,10 +84,9 @@ def _prepared(job: Job) -> tuple[nn.Module, Backward]:
 def _llama(job: Job) -> tuple[nn.Module, Backward]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        **_shape(job), max_position_embeddings=job.tokens, use_cache=False, attn_implementation="sdpa"
-    )
-    model = LlamaForCausalLM(config).train()  # type: ignore[no-untyped-call]
+    chosen: dict[str, Any] = {"use_cache": False, "attn_implementation": "sdpa"}
+    config = LlamaConfig(**_shape(job), max_position_embeddings=job.tokens, **chosen)
+    model = LlamaForCausalLM(config).train()
     return model, lambda ids: _one_forward(model, ids)
 
 

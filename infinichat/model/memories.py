@@ -42,7 +42,6 @@ from infinichat.model.adapters import Carried
 from infinichat.model.configuration_infini import InfiniConfig
 from infinichat.model.layer_state import RECALL_TAPS, LayerState
 
-
 Written = Literal["segment", "chosen", "at once"]
 """A leaving segment as a whole; of it the tokens with a strength; each token when it is read."""
 

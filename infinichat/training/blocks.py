@@ -102,7 +102,9 @@ class BlockSource:
 
     def steps_of_epoch(self) -> int:
         """Reads the whole part once; raises ``UsageError`` when it does not fill one step."""
-        count = sum(len(block) == self.size for block in blocks(self.texts, "train", self.tokenizer, self.size))
+        count = sum(
+            len(block) == self.size for block in blocks(self.texts, "train", self.tokenizer, self.size)
+        )
         if count < self.of_step:
             raise UsageError(
                 f"{self.texts.train} gives {count} blocks of {self.size:,} tokens, and a step takes "

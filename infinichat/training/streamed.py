@@ -15,9 +15,10 @@ memories first, so that with ``window == segment`` what is kept for it is the me
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +87,7 @@ class Streamed:
         *,
         segment: int | None = None,
         truncate: int | None = None,
-        autocast: type[AbstractContextManager[None]] = nullcontext,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.model, self.base = model, base_of(model)
         self.segment = segment or self.base.config.segment

@@ -26,7 +26,10 @@ Part = Literal["train", "validation"]
 PIECE_CHARS = 1 << 18
 """Characters of a document that are read at a time, up to the next white space."""
 
-PARTS: dict[Part, tuple[str, ...]] = {"train": ("train", "training"), "validation": ("validation", "valid", "dev")}
+PARTS: dict[Part, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "dev"),
+}
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet", ".arrow")
 
 

@@ -128,15 +128,16 @@ def numbered(tmp_path: Path) -> Texts:
 def steps_of(texts: Texts, first: int = 0, share: Share | None = None) -> list[tuple[list[Any], int, bool]]:
     source = BlockSource(texts, BYTES, size=4, rows=2, accumulation=2, epochs=2, share=share)
     return [
-        ([batch.ids.tolist() for batch in step.batches], step.epoch, step.ends) for step in source.steps(first)
+        ([batch.ids.tolist() for batch in step.batches], step.epoch, step.ends)
+        for step in source.steps(first)
     ]
 
 
 def test_a_run_that_goes_on_sees_what_it_would_have_seen(numbered: Texts) -> None:
     whole = steps_of(numbered)
-    assert [(epoch, ends) for _, epoch, ends in whole] == [(0, False)] * 4 + [(0, True)] + [(1, False)] * 4 + [
-        (1, True)
-    ]
+    assert [(epoch, ends) for _, epoch, ends in whole] == [(0, False)] * 4 + [(0, True)] + [
+        (1, False)
+    ] * 4 + [(1, True)]
     assert whole[0][0] != whole[1][0]
     for first in (1, 4, 5, 6, 9, 10):
         assert steps_of(numbered, first) == whole[first:]
