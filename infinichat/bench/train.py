@@ -6,7 +6,8 @@
     type2-full  streamed, exact gradients through all of them, each segment run twice
 
 All have the same size and random weights, and each step runs in a process of its own, so that its peak memory
-is its own (``train_worker.py``). What would take longer than the limit is left out, and the table says so.
+is its own (``train_worker.py``). Speed is tokens by second of processor time, which others on the machine
+hardly change. What would take longer than the limit is left out, and the table says so.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ def _row(job: Job, found: dict[str, Any]) -> Row:
         engine=job.way,
         weights="float32",
         history=job.tokens,
-        tokens_per_s=job.tokens / found["seconds"],
+        tokens_per_s=job.tokens / found["cpu_seconds"],
         rss_mb=found["peak_mb"],
         extra=extra,
     )
@@ -136,7 +137,7 @@ def table(report: Report) -> str:
         f"train on {report.machine['cpu']}, {report.threads} thread(s); hidden {model['hidden']}, "
         f"{model['layers']} layers, segments of {model['segment']:,}, type2 through {model['truncate']}",
         "",
-        "| tokens | " + " | ".join(f"{way}: peak (step) | tokens/s" for way in ways) + " |",
+        "| tokens | " + " | ".join(f"{way}: peak (step) | tokens/cpu s" for way in ways) + " |",
         "|" + "---|" * (1 + 2 * len(ways)),
     ]
     for tokens in sorted({row.history for row in report.rows if row.history is not None}):
