@@ -7,6 +7,14 @@ does not have (``overwrite_cache``, ``preprocessing_num_workers``).
 
 Many processes, on one machine or more: ``accelerate launch --num_processes N -m infinichat train lm ...``
 (each process reads the text and takes its rows; results are those of one process with N times the batch).
+With ``--fsdp`` the parameters, gradients and moments are spread over the processes instead of copied. On four
+machines of eight devices, started on each with its own rank:
+
+    accelerate launch --multi_gpu --num_machines 4 --num_processes 32 --machine_rank R
+        --main_process_ip FIRST --main_process_port 29500
+        -m infinichat train lm --fsdp --mixed_precision bf16 ...
+
+``--output_dir`` has to be on a disk that all of them share.
 """
 
 from __future__ import annotations
@@ -124,6 +132,7 @@ def _add_shared(
     steps.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
     steps.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="(no)")
     steps.add_argument("--cpu", action="store_true", help="also where there is a GPU")
+    steps.add_argument("--fsdp", action="store_true", help="spread the parameters over all processes")
     out = parser.add_argument_group("output")
     out.add_argument(
         "--output_dir", type=Path, required=True, metavar="FOLDER", help="log, states, checkpoint"
@@ -258,7 +267,7 @@ def _run_options(args: argparse.Namespace, steps: int) -> RunOptions:
 def _processes(args: argparse.Namespace) -> Processes:
     from infinichat.training.lm_run import Processes
 
-    return Processes(mixed_precision=args.mixed_precision, cpu=args.cpu)
+    return Processes(mixed_precision=args.mixed_precision, cpu=args.cpu, fsdp=args.fsdp)
 
 
 def _talk(context: Context) -> dict[str, Any]:

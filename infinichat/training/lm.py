@@ -78,7 +78,7 @@ def train_lm(
         size=options.block,
         rows=options.check_rows,
         most=options.check_blocks,
-        share=processes.share,
+        share=processes.data_share,
     )
     if say is not None and processes.first:
         config = made.model.config
@@ -99,13 +99,14 @@ def train_lm(
         on_step=on_step,
     )
     figures = run.train(source)
-    folder = options.run.out / "checkpoint"
+    folder, extra = options.run.out / "checkpoint", {}
     if processes.first:
         record = run_record(recorded(options), data={}, seconds=time.perf_counter() - started)
         record |= {"steps": steps, "held_out": figures}
         text = json.dumps(record, indent=2) + "\n"
         (options.run.out / "run.json").write_text(text, encoding="utf-8")
-        write_model(made, folder, extra={"run.json": text})
+        extra = {"run.json": text}
+    write_model(made, folder, extra=extra, writes=processes.first)
     processes.wait()
     return folder
 

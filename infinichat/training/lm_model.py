@@ -27,6 +27,7 @@ from infinichat.model.configuration_infini import InfiniConfig
 from infinichat.model.loading import load_model, with_sizes
 from infinichat.model.modeling_infini import InfiniForCausalLM
 from infinichat.model.tokenizer import SpecialTokens, Tokenizer, folder_tokenizer
+from infinichat.training.sharding import gathered
 
 Learns = Literal["all", "memory", "lora"]
 LEARNS: tuple[Learns, ...] = ("all", "memory", "lora")
@@ -142,15 +143,16 @@ def with_lora(model: InfiniForCausalLM, learning: Learning) -> nn.Module:
 
 
 def groups_of(model: nn.Module, learning: Learning) -> list[dict[str, Any]]:
-    """AdamW's parameter groups: each with its ``base_rate``, which the schedule scales."""
-    by_kind: dict[tuple[float, float], list[nn.Parameter]] = {}
+    """AdamW's parameter groups: each with its ``base_rate``, which the schedule scales; memories apart, as
+    they alone are never spread over processes."""
+    by_kind: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in learners(model).items():
         rate = learning.gate_rate if is_gate(name) else learning.rate
         decay = 0.0 if MEMORY in name or parameter.dim() < 2 else learning.decay
-        by_kind.setdefault((rate, decay), []).append(parameter)
+        by_kind.setdefault((rate, decay, MEMORY in name), []).append(parameter)
     return [
         {"params": parameters, "lr": rate, "base_rate": rate, "weight_decay": decay}
-        for (rate, decay), parameters in by_kind.items()
+        for (rate, decay, _), parameters in by_kind.items()
     ]
 
 
@@ -164,20 +166,22 @@ def is_gate(name: str) -> bool:
     return MEMORY in name and name.endswith(".beta")
 
 
-def write_model(started: Started, folder: Path, *, extra: dict[str, str]) -> Path:
-    """The complete folder of the trained model; ``extra`` maps file names to texts. Merging LoRA ends the
-    training of ``started``."""
+def write_model(started: Started, folder: Path, *, extra: dict[str, str], writes: bool = True) -> Path:
+    """The complete folder of the trained model; ``extra`` maps file names to texts. All processes have to
+    call it, the one that has ``writes`` writes. Merging LoRA ends the training of ``started``."""
     model = started.trained
     if model is not started.model:
         model = model.merge_and_unload()  # type: ignore[operator]  # PEFT's
     assert isinstance(model, InfiniForCausalLM)
-    folder.mkdir(parents=True, exist_ok=True)
     tied = model.config.tie_word_embeddings
     state = {
-        name: tensor.detach().to("cpu").contiguous()
+        name: gathered(tensor.detach()).to("cpu").contiguous()
         for name, tensor in model.state_dict().items()
         if not (tied and name == "lm_head.weight")
     }
+    if not writes:
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / "model.safetensors", save(state, metadata={"format": "pt"}))
     model.config.base = None
     write_checkpoint(folder, model.config, extra={**tokenizer_files(started.tokenizer), **extra})

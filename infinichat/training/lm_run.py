@@ -21,12 +21,15 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from infinichat.errors import UsageError
+from infinichat.model.modeling_infini import InfiniForCausalLM
 from infinichat.training.blocks import Batch, Share, Step
 from infinichat.training.lm_model import Learning, groups_of, learners
 from infinichat.training.lm_state import cut_log, forget_old, load_state, save_state, state_named
 from infinichat.training.loop import CLIP, progress_line
+from infinichat.training.sharding import shard, spread_gradients
 from infinichat.training.streamed import Counted, Streamed, evaluating, target_count
 
 Way = Literal["I", "II"]
@@ -68,13 +71,19 @@ class RunOptions:
 class Processes:
     """This process among those that ``accelerate launch`` started; alone without."""
 
-    def __init__(self, *, mixed_precision: str = "no", cpu: bool = False) -> None:
+    def __init__(self, *, mixed_precision: str = "no", cpu: bool = False, fsdp: bool = False) -> None:
         try:
             from accelerate import Accelerator
         except ImportError:
             raise UsageError("this needs accelerate. Next: pip install 'infinichat[train]'") from None
         self.accelerator: Any = Accelerator(mixed_precision=mixed_precision, cpu=cpu)
         self.share = Share(self.accelerator.process_index, self.accelerator.num_processes)
+        self.fsdp = fsdp
+        if fsdp and self.share.count == 1:
+            raise UsageError(
+                "--fsdp spreads a model over processes, and there is one. Next: accelerate launch "
+                "--num_processes N -m infinichat train ..."
+            )
 
     @property
     def first(self) -> bool:
@@ -96,18 +105,48 @@ class Processes:
         summed: Tensor = self.accelerator.reduce(tensor, reduction="sum")
         return summed.tolist()
 
+    def place(self, model: nn.Module) -> nn.Module:
+        """``model`` on its device, with --fsdp spread over all processes."""
+        model = model.to(self.device)
+        if self.fsdp:
+            if not isinstance(model, InfiniForCausalLM):
+                raise UsageError("--fsdp goes with --learns all or memory; LoRA alone needs no spreading.")
+            shard(model, self.device)
+        return model
+
+    @property
+    def data_share(self) -> Share:
+        """Whose part of what is measured this process measures: spread, all go through all of it."""
+        return Share() if self.fsdp else self.share
+
     def add_gradients(self, parameters: list[nn.Parameter]) -> None:
         """Sum every parameter's gradient over all processes."""
         if self.share.count == 1:
             return
-        for dtype in {parameter.dtype for parameter in parameters}:
-            chosen = [parameter for parameter in parameters if parameter.dtype == dtype]
+        for part in spread_gradients(parameters):
+            part.mul_(self.share.count)  # FSDP has made it a mean
+        whole = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
+        for dtype in {parameter.dtype for parameter in whole}:
+            chosen = [parameter for parameter in whole if parameter.dtype == dtype]
             found = [p.grad if p.grad is not None else torch.zeros_like(p) for p in chosen]
             flat = torch.cat([gradient.reshape(-1) for gradient in found])
             flat = self.accelerator.reduce(flat, reduction="sum")
             parts = flat.split([parameter.numel() for parameter in chosen])
             for parameter, part in zip(chosen, parts, strict=True):
                 parameter.grad = part.view_as(parameter)
+
+    def clip_gradients(self, parameters: list[nn.Parameter]) -> float:
+        """Scale all gradients down to a norm of ``CLIP`` where it is larger; returns what it was."""
+        parts = spread_gradients(parameters)
+        if not parts:
+            return float(nn.utils.clip_grad_norm_(parameters, CLIP))
+        own = [p.grad for p in parameters if p.grad is not None and not isinstance(p.grad, DTensor)]
+        squares = self.total([sum(float(part.double().square().sum()) for part in parts)])[0]
+        squares += sum(float(gradient.double().square().sum()) for gradient in own)
+        norm = math.sqrt(squares)
+        for gradient in [*parts, *own]:
+            gradient.mul_(min(1.0, CLIP / (norm + 1e-6)))
+        return norm
 
     def random_states(self) -> list[Tensor]:
         """Torch's generator in each process."""
@@ -137,12 +176,8 @@ class Run:
     ) -> None:
         """``deciding``: more options that must stay the same; ``held_out``: this process's share of what is
         measured; ``report`` gets passing lines, ``say`` those that should stay, of the first process."""
-        self.name, self.model, self.options, self.processes = (
-            name,
-            model.to(processes.device),
-            options,
-            processes,
-        )
+        self.name, self.model = name, processes.place(model)
+        self.options, self.processes = options, processes
         self.parameters = learners(model)
         self.optimizer = torch.optim.AdamW(groups_of(model, learning), betas=(0.9, 0.999))
         autocast = processes.accelerator.autocast
@@ -202,8 +237,13 @@ class Run:
         self._write({"step": done, "check": figures})
         if self.say is not None and self.processes.first:
             shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-            self.say(f"{self.name} {done}: {shown} over {int(tokens):,} held-out tokens")
+            self.say(f"{self.name} {done}: {shown} over {int(tokens) // self._times:,} held-out tokens")
         return figures
+
+    @property
+    def _times(self) -> int:
+        """How many processes measure the same."""
+        return self.processes.share.count if self.processes.fsdp else 1
 
     # ---- one step
 
@@ -215,7 +255,7 @@ class Run:
             total += self._backward(batch, max(1.0, targets))
         parameters = list(self.parameters.values())
         self.processes.add_gradients(parameters)
-        norm = nn.utils.clip_grad_norm_(parameters, CLIP)
+        norm = self.processes.clip_gradients(parameters)
         loss, correct = self.processes.total([total.loss, total.correct])
         if not math.isfinite(loss):
             raise UsageError(
@@ -271,10 +311,15 @@ class Run:
 
     def _save(self, done: int) -> None:
         states = self.processes.random_states()
+        save_state(
+            self.options.out / f"step_{done}",
+            self.parameters,
+            self.optimizer,
+            random_states=states,
+            record={"step": done, "options": self.deciding},
+            writes=self.processes.first,
+        )
         if self.processes.first:
-            record = {"step": done, "options": self.deciding}
-            folder = self.options.out / f"step_{done}"
-            save_state(folder, self.parameters, self.optimizer, random_states=states, record=record)
             forget_old(self.options.out, self.options.keep)
         self.processes.wait()
 

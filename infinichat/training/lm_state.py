@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from infinichat.errors import UsageError
+from infinichat.training.sharding import gathered, spread
 
 TENSORS, RECORD = "state.safetensors", "state.json"
 LAST = "last"
@@ -34,13 +35,17 @@ def save_state(
     *,
     random_states: list[Tensor],
     record: dict[str, Any],
+    writes: bool = True,
 ) -> None:
-    """Write ``folder``; ``random_states`` are those of all processes."""
+    """Write ``folder``, in the process that has ``writes``; all have to call it, as parameters may be spread
+    over them. ``random_states`` are those of all processes."""
     tensors: dict[str, Tensor] = {f"rng.{at}": state for at, state in enumerate(random_states)}
     for name, parameter in parameters.items():
         moments = optimizer.state[parameter]
         tensors[f"p.{name}"] = _kept(parameter)
         tensors[f"m.{name}"], tensors[f"v.{name}"] = _kept(moments["exp_avg"]), _kept(moments["exp_avg_sq"])
+    if not writes:
+        return
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -72,11 +77,11 @@ def load_state(
             )
         with safe_open(folder / TENSORS, framework="pt") as saved:
             for name, parameter in parameters.items():
-                parameter.copy_(saved.get_tensor(f"p.{name}"))
+                parameter.copy_(spread(saved.get_tensor(f"p.{name}"), parameter))
                 optimizer.state[parameter] = {
                     "step": torch.tensor(float(record["step"])),
-                    "exp_avg": saved.get_tensor(f"m.{name}").to(parameter.device),
-                    "exp_avg_sq": saved.get_tensor(f"v.{name}").to(parameter.device),
+                    "exp_avg": spread(saved.get_tensor(f"m.{name}"), parameter),
+                    "exp_avg_sq": spread(saved.get_tensor(f"v.{name}"), parameter),
                 }
             torch.set_rng_state(saved.get_tensor(f"rng.{process}"))
     except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -125,4 +130,4 @@ def cut_log(file: Path, step: int) -> None:
 
 
 def _kept(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous()
+    return gathered(tensor.detach()).to("cpu", copy=True).contiguous()

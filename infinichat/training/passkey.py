@@ -147,17 +147,18 @@ def train_passkey(
         options.run,
         processes,
         deciding=options.deciding(),
-        held_out=held_out(made.tokenizer, options, processes.share),
+        held_out=held_out(made.tokenizer, options, processes.data_share),
         report=report,
         say=say,
         on_step=on_step,
     )
     figures = run.train(PasskeySource(made.tokenizer, options, processes.share))
-    folder = options.run.out / "checkpoint"
+    folder, extra = options.run.out / "checkpoint", {}
     if processes.first:
         record = run_record(recorded(options), data={}, seconds=time.perf_counter() - started)
         text = json.dumps(record | {"held_out": figures}, indent=2) + "\n"
         (options.run.out / "run.json").write_text(text, encoding="utf-8")
-        write_model(made, folder, extra={"run.json": text})
+        extra = {"run.json": text}
+    write_model(made, folder, extra=extra, writes=processes.first)
     processes.wait()
     return folder

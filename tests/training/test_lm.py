@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -206,9 +207,30 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def in_two_processes(command: list[str], shared: dict[str, str]) -> list[tuple[str, str]]:
+    """What both wrote, after both have ended well."""
+    children = [
+        subprocess.Popen(
+            command,
+            env={**shared, "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for port in (free_port(),)
+        for rank in range(2)
+    ]
+    outs = [child.communicate(timeout=200) for child in children]
+    assert [child.returncode for child in children] == [0, 0], outs
+    return outs
+
+
+@pytest.mark.parametrize("memory", ["delta", "recall"])
 def test_two_processes_give_what_one_with_the_whole_batch_gives(
-    options: LmOptions, config: Path, text: Path, tmp_path: Path
+    options: LmOptions, config: Path, text: Path, tmp_path: Path, memory: str
 ) -> None:
+    """With "recall" also spread over the two by FSDP, stopped and taken up."""
+    config.write_text(json.dumps(CONFIG | {"memory": memory, "memory_key_dim": 4}))
     alone = train(replace(options, rows=4, most_steps=3, run=replace(options.run, out=tmp_path / "one")))
     argv = [
         "train",
@@ -223,28 +245,23 @@ def test_two_processes_give_what_one_with_the_whole_batch_gives(
     argv += ["--validation_split_percentage", "10", "--block_size", "48", "--max_train_steps", "3", "--cpu"]
     argv += ["--per_device_train_batch_size", "2", "--learning_rate", "3e-3", "--weight_decay", "0.1"]
     argv += ["--max_eval_blocks", "4", "--logging_steps", "1", "--output_dir", str(tmp_path / "two")]
-    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     shared |= {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "2"}
     shared["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
     command = [sys.executable, "-m", "infinichat", *argv]
-    children = [
-        subprocess.Popen(
-            command,
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outs = [child.communicate(timeout=200) for child in children]
-    assert [child.returncode for child in children] == [0, 0], outs
+    command += ["--fsdp", "--checkpointing_steps", "2"] if memory == "recall" else []
+    outs = in_two_processes(command, shared)
     assert str(tmp_path / "two" / "checkpoint") in outs[0][0]
     assert outs[1][0] == "", "one of them speaks"
     ours, theirs = (load_file(f / "model.safetensors") for f in (tmp_path / "two" / "checkpoint", alone))
     for name, tensor in theirs.items():
         torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-5)
     logs = [lines_of(folder) for folder in (tmp_path / "two", tmp_path / "one")]
+    if memory == "recall":
+        shutil.rmtree(tmp_path / "two" / "step_3")
+        in_two_processes([*command, "--resume_from_checkpoint"], shared)
+        again = load_file(tmp_path / "two" / "checkpoint" / "model.safetensors")
+        assert all(torch.equal(again[name], tensor) for name, tensor in ours.items())
     for mine, other in zip(*logs, strict=True):
         figures = (mine.get("check", mine), other.get("check", other))
         assert figures[0]["loss"] == pytest.approx(figures[1]["loss"], rel=1e-4)
