@@ -55,7 +55,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "corpus": ({"chat_format", "errors", "messages", "protocols"}, set()),
     "training": (
         MEASURES - {"engine", "session", "store"} | {"layers", "corpus"},
-        {"torch", "transformers", "safetensors", "numpy", "tomlkit"},
+        {"torch", "transformers", "safetensors", "tokenizers", "numpy", "tomlkit"},
     ),
     "evals": (
         MEASURES | {"corpus"},
@@ -75,9 +75,9 @@ LATE: dict[str, tuple[set[str], set[str]]] = {
     "cli": (set(ALLOWED), {"torch", "transformers", "textual", "psutil", "matplotlib"}),
     "server": (ANY_ENGINE, set()),
     "model": (set(), {"matplotlib", "huggingface_hub"}),
-    "training": ({"evals", "engine"}, {"matplotlib", "peft", "psutil"}),
+    "training": ({"evals", "engine"}, {"accelerate", "matplotlib", "peft", "psutil", "pyarrow"}),
     "evals": (set(), {"matplotlib", "psutil"}),
-    "bench": (set(), {"matplotlib", "transformers"}),
+    "bench": ({"training"}, {"matplotlib", "transformers"}),
 }  # fmt: skip
 
 # Files that must stay importable without torch although their part may use it.

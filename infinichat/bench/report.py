@@ -124,7 +124,7 @@ def plot(report: Report, file: Path) -> None:
                 axis.plot(*zip(*points, strict=True), marker="o", label=" ".join(engine))
         axis.set_xscale("log")
         axis.set_ylim(bottom=0)
-        axis.set_xlabel("tokens of history")
+        axis.set_xlabel("tokens" if report.task == "train" else "tokens of history")
         axis.set_title(label)
         axis.grid(alpha=0.3)
     axes[0][0].legend()

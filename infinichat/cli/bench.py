@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infinichat.cli.context import Context
-from infinichat.cli.parser import add_json, add_plot, count, counts, names
+from infinichat.cli.parser import add_json, add_plot, count, counts, names, number
 from infinichat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ TASKS = {
     "prefill": "tokens/s of reading so many tokens",
     "resume": "seconds to the first token of a conversation that comes back from disk",
     "soak": "a million tokens and more through one state: does a token still cost what it cost?",
+    "train": "a training step's speed and peak memory: SDPA, one forward, streamed by segments",
     "start": "from starting the app to its first paint, its words and an answer's first token; its imports",
     "ui": "from a key to its letter on the screen, by length of the transcript, also while an answer streams",
 }
@@ -65,6 +66,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     soak = parser.add_argument_group("soak")
     soak.add_argument("--file", type=Path, metavar="FILE", help="text to stream, over and over")
     soak.add_argument("--restart", action="store_true", help="do not go on where one was stopped")
+    train = parser.add_argument_group("train (random weights; one process for each step)")
+    train.add_argument("--lengths", type=counts, metavar="N,...", help="of the text (2K,8K,32K,128K)")
+    train.add_argument("--ways", type=names, metavar="NAME,...", help="sdpa, type1, type2, type2-full (all)")
+    train.add_argument("--hidden", type=count, default=64, metavar="N", help="width of the model (64)")
+    train.add_argument("--layers", type=count, default=2, metavar="N", help="of the model (2)")
+    train.add_argument("--segment", type=count, default=2048, metavar="N", help="tokens of a segment (2048)")
+    train.add_argument("--truncate", type=count, default=2, metavar="N", help="type2: segments back (2)")
+    train.add_argument(
+        "--limit", type=number(1, 86400), default=300.0, metavar="S", help="seconds a step may take (300)"
+    )
     app = parser.add_argument_group("start, ui (in a terminal and a home of their own; Linux, macOS)")
     app.add_argument(
         "--messages", type=counts, metavar="N,...", help="in the session (start: 1000; ui: 10,1000,10000)"
@@ -83,8 +94,12 @@ def run(args: argparse.Namespace, context: Context) -> int:
     from infinichat.bench.report import plot, table
 
     if args.plot is not None and args.task in MESSAGES:
-        raise UsageError(f"bench {args.task} draws nothing; --plot is for decode, prefill, resume and soak")
-    report = _app(args, context) if args.task in MESSAGES else _engines(args, context)
+        raise UsageError(f"bench {args.task} draws nothing; --plot is for the other tasks")
+    if args.task == "train":
+        report = _train(args, context)
+        from infinichat.bench.train import table
+    else:
+        report = _app(args, context) if args.task in MESSAGES else _engines(args, context)
     if args.json:
         context.console.json(report.as_json())
     else:
@@ -93,6 +108,25 @@ def run(args: argparse.Namespace, context: Context) -> int:
         plot(report, args.plot)
         context.console.status(f"drawn: {args.plot}")
     return 0 if all(row.extra.get("finite", True) for row in report.rows) else 1
+
+
+def _train(args: argparse.Namespace, context: Context) -> Report:
+    from infinichat.bench.train import LENGTHS, WAYS, Sizes, train
+
+    sizes = Sizes(
+        hidden=args.hidden,
+        layers=args.layers,
+        segment=args.segment,
+        truncate=args.truncate,
+        limit=args.limit,
+    )
+    return train(
+        lengths=args.lengths or LENGTHS,
+        ways=args.ways or WAYS,
+        sizes=sizes,
+        threads=args.threads,
+        say=context.console.status,
+    )
 
 
 def _engines(args: argparse.Namespace, context: Context) -> Report:

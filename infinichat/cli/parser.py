@@ -37,8 +37,14 @@ class Parser(argparse.ArgumentParser):
         return args
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="NAME|PATH", help="checkpoint to use instead of the chosen one")
+def add_model(parser: argparse.ArgumentParser, *, again: bool = False) -> None:
+    """``--model``; ``again``: for a verb of a command that has it, so that it may stand after the verb."""
+    parser.add_argument(
+        "--model",
+        metavar="NAME|PATH",
+        default=argparse.SUPPRESS if again else None,
+        help="checkpoint to use instead of the chosen one",
+    )
 
 
 def add_json(parser: argparse.ArgumentParser, what: str = "one JSON document instead of text") -> None:

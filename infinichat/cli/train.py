@@ -1,33 +1,36 @@
-"""``infinichat train memory``: teach a checkpoint's memory to recall. The work is in
-``infinichat.training``."""
+"""``infinichat train``: teach a model. What each verb does is in ``infinichat.training``.
+
+``train memory`` is here; ``lm``, ``passkey`` and ``prepare`` are in ``train_lm.py``.
+"""
 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from infinichat.cli import train_lm
 from infinichat.cli.context import Context
-from infinichat.cli.parser import whole
-
-ALLOCATORS = (
-    "/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4",
-    "/usr/lib/aarch64-linux-gnu/libtcmalloc_minimal.so.4",
-)
-"""Where an allocator that keeps its pages may be; without one, half of a training step goes into page
-faults."""
-
-
-TUNABLES = ":".join(
-    f"glibc.malloc.{name}={size}"
-    for name, size in (("mmap_threshold", 1 << 32), ("trim_threshold", 1 << 34), ("top_pad", 1 << 28))
-)
-"""The same from the C library's own allocator; its limits would otherwise move, and give pages back."""
+from infinichat.cli.pages import keep_pages
+from infinichat.cli.parser import add_model, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("memory",), help="what to train")
+    verbs = parser.add_subparsers(metavar="VERB", title="verbs", required=True)
+    text = "a checkpoint's memory, to recall, on generated facts"
+    memory = verbs.add_parser("memory", help=text, description=text)
+    add_model(memory, again=True)
+    memory.set_defaults(verb=train_memory_verb)
+    add_memory_arguments(memory)
+    train_lm.add_verbs(verbs)
+
+
+def run(args: argparse.Namespace, context: Context) -> int:
+    verb: Callable[[argparse.Namespace, Context], int] = args.verb
+    return verb(args, context)
+
+
+def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text", type=Path, required=True, metavar="FOLDER", help="*.jsonl dialogues, *.txt, *.md"
     )
@@ -69,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace, context: Context) -> int:
+def train_memory_verb(args: argparse.Namespace, context: Context) -> int:
     keep_pages()
     import torch
 
@@ -104,17 +107,3 @@ def run(args: argparse.Namespace, context: Context) -> int:
     for picture in draw(args.out):
         console.line(str(picture))
     return 0
-
-
-def keep_pages() -> None:
-    """Start this command once more with an allocator that keeps freed pages, where the system has one."""
-    if (
-        os.environ.get("INFINICHAT_ALLOCATOR")
-        or os.environ.get("LD_PRELOAD")
-        or not sys.platform.startswith("linux")
-    ):
-        return
-    library = next((path for path in ALLOCATORS if Path(path).exists()), None)
-    change = {"GLIBC_TUNABLES": TUNABLES} if library is None else {"LD_PRELOAD": library}
-    environment = os.environ | change | {"INFINICHAT_ALLOCATOR": "set"}
-    os.execve(sys.executable, [sys.executable, "-m", "infinichat", *sys.argv[1:]], environment)

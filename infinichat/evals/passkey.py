@@ -4,7 +4,8 @@
     chat     the same sentence sent as a message between held-out dialogues or books, asked for in a message
 
 Repeated filler alone proves little, which is why both are measured. Depth d puts the key at the share d of
-what lies beyond the window, so that it is never in the window when it is asked for.
+what lies beyond the window, so that it is never in the window when it is asked for. No key is one that
+``train passkey`` may have shown the model.
 """
 
 from __future__ import annotations
@@ -14,18 +15,12 @@ from dataclasses import replace
 from typing import Any
 
 from infinichat.chat_format import Utterance
+from infinichat.corpus.passkeys import OPENING, QUESTION, REPEATED, SENTENCE, draw_key
 from infinichat.evals.asking import Asked, Plan, Script, plan, play
 from infinichat.evals.bench import Bench, Conversation
 from infinichat.evals.filler import FillerText
 from infinichat.evals.judging import completes, says
 from infinichat.evals.task import Options, Report, Tally
-
-OPENING = (
-    "There is an important info hidden inside a lot of irrelevant text. Find it and memorize it. I will quiz "
-    "you about the important information there."
-)
-REPEATED = " The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
-SENTENCE = "The pass key is {key}. Remember it. {key} is the pass key."
 
 
 class RepeatedLines:
@@ -38,21 +33,16 @@ class RepeatedLines:
         return line * (-(-least // len(line))) if least > 0 else []
 
 
-def key(rng: random.Random) -> str:
-    """Five digits, the first not 0."""
-    return str(rng.randint(10_000, 99_999))
-
-
 def plain_script(rng: random.Random) -> Script:
     """The key in raw text."""
-    value = key(rng)
-    asked = Asked(" What is the pass key? The pass key is", completes(value), value)
+    value = draw_key(rng)
+    asked = Asked(QUESTION, completes(value), value)
     return Script((), (asked,), facts=1, inside=" " + SENTENCE.format(key=value))
 
 
 def chat_script(rng: random.Random) -> Script:
     """The key in a message."""
-    value = key(rng)
+    value = draw_key(rng)
     told = (
         Utterance("user", SENTENCE.format(key=value)),
         Utterance("assistant", "Okay, I will remember that."),

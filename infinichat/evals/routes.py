@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from infinichat.corpus.facts import NOT_TOLD, FactMaker, Side
+from infinichat.corpus.passkeys import OPENING
 from infinichat.evals import facts, needle, passkey, two_step, updates
 from infinichat.evals.asking import Asked, MakeScript, Script
 from infinichat.evals.bench import Bench
@@ -166,7 +167,7 @@ def repeated(seed: int) -> Route:
         f"repeated-{seed}",
         seed,
         groups,
-        lambda bench, _: Trail(bench, passkey.RepeatedLines(), opening=passkey.OPENING),
+        lambda bench, _: Trail(bench, passkey.RepeatedLines(), opening=OPENING),
     )
 
 

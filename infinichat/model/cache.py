@@ -191,6 +191,11 @@ class InfiniCache(Cache):
         if self.last_hidden is not None:
             self.last_hidden = self.last_hidden.detach()
 
+    def flowing(self) -> list[Tensor]:
+        """The tensors that gradients flow through from these tokens into later ones, in an order that any
+        copy of this state shares; of a ``clone`` they are leaves of the graph."""
+        return [tensor for state in self.states for tensor in state.flowing()]
+
     def to_tensors(self) -> dict[str, Tensor]:
         """Copies of everything, by name, on the CPU."""
         return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._named().items()}

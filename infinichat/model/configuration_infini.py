@@ -86,6 +86,8 @@ class InfiniConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # its __
     """
 
     model_type = "infini"
+    # A trainer that evaluates collects logits, not states.
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012  transformers' form
 
     def __init__(
         self,

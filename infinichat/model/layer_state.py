@@ -200,6 +200,17 @@ class LayerState:
         """All growing tensors of this layer; they always have equal length."""
         return [s for s in (self.k, self.v, self.memory_k, self.strength) if s is not None]
 
+    def flowing(self) -> list[Tensor]:
+        """What gradients flow through into the tokens to come: every floating-point tensor whole, in a fixed
+        order. Of a ``clone`` these are leaves of the graph."""
+        found = [slots.whole for slots in self.slots()]
+        found += [tensor for name in PLAIN_TENSORS if (tensor := getattr(self, name)) is not None]
+        if self.memory is not None:
+            found += [self.memory.M] if self.memory.z is None else [self.memory.M, self.memory.z]
+        if self.bank is not None:
+            found += [tensor for tensor in self.bank.tensors() if tensor.is_floating_point()]
+        return found
+
     def clone(self) -> LayerState:
         """A copy that shares nothing, outside the graph."""
         copy = LayerState(self.k.clone(), self.v.clone())

@@ -13,6 +13,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal, TypeGuard
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -40,10 +42,30 @@ from infinichat.model.adapters import Carried
 from infinichat.model.configuration_infini import InfiniConfig
 from infinichat.model.layer_state import RECALL_TAPS, LayerState
 
+Written = Literal["segment", "chosen", "at once"]
+"""A leaving segment as a whole; of it the tokens with a strength; each token when it is read."""
+
+
+def is_paper(memory: object) -> TypeGuard[PaperMemory]:
+    """Whether this is a ``PaperMemory``, or a wrapper that trains a copy of one (PEFT's
+    ``modules_to_save``): those hand attributes on, but ``isinstance`` does not see through them."""
+    return getattr(memory, "written_by", None) == "segment"
+
+
+def is_residual(memory: object) -> TypeGuard[ResidualMemory]:
+    """As ``is_paper``, for a ``ResidualMemory``."""
+    return getattr(memory, "written_by", None) in ("chosen", "at once")
+
+
+def is_recall(memory: object) -> TypeGuard[RecallMemory]:
+    """As ``is_paper``, for a ``RecallMemory``."""
+    return getattr(memory, "written_by", None) == "chosen"
+
 
 class PaperMemory(nn.Module):
     """The paper's memory: one scalar ``beta`` a head, [H]."""
 
+    written_by: ClassVar[Written] = "segment"
     BETA_START = -3.0
     """sigmoid(-3) = 0.047: nearly the base model, with a gradient of the same size (at -100 it is zero)."""
 
@@ -69,6 +91,8 @@ class ResidualMemory(nn.Module):
     """A memory with projections of its own, whose read is added to the residual stream of its layer. Stored
     values are token embeddings of unit root mean square, split over ``heads``. ``gate_taps`` [n, C] and
     ``gate_bias`` are the write gate."""
+
+    written_by: ClassVar[Written] = "at once"
 
     def __init__(self, config: InfiniConfig) -> None:
         super().__init__()
@@ -123,6 +147,8 @@ class RecallMemory(ResidualMemory):
     [H * Dk, 4 * C], ``gate_taps`` [3, C] by default and ``gate_bias`` (write gate), ``out`` [C, C] (starts as
     identity), ``alpha`` (starts at 0: closed), ``softness`` [H], ``confidence`` [C, H] and ``found_bias``
     [C], ``read_gate`` [C], ``read_confidence`` [H] and ``read_bias`` (token gate)."""
+
+    written_by: ClassVar[Written] = "chosen"
 
     def __init__(self, config: InfiniConfig) -> None:
         super().__init__(config)

@@ -28,7 +28,14 @@ from infinichat.model.cache import InfiniCache
 from infinichat.model.configuration_infini import InfiniConfig
 from infinichat.model.decoder_parts import CappedHead, RMSNorm, ScaledEmbedding, mlp_of, norm_of
 from infinichat.model.layer_state import LayerState
-from infinichat.model.memories import PaperMemory, RecallMemory, ResidualMemory
+from infinichat.model.memories import (
+    PaperMemory,
+    RecallMemory,
+    ResidualMemory,
+    is_paper,
+    is_recall,
+    is_residual,
+)
 from infinichat.model.rope import Rotations, rotations
 from infinichat.model.segments import (
     SegmentPlan,
@@ -135,7 +142,7 @@ class InfiniDecoderLayer(nn.Module):
         """h [B, T, C] to [B, T, C], or [B, 1, C] with ``last`` (see ``InfiniAttention``)."""
         x = self.input_layernorm(h)
         h = self.after_attention(h, x, plan, state, last=last)
-        if isinstance(self.memory, ResidualMemory) and state.memory is not None:
+        if is_residual(self.memory) and state.memory is not None:
             h, carried = self.memory(h, x, state, real=plan.real, embeddings=plan.embeddings, ids=plan.ids)
             if carried is not None:
                 plan.carried.append(carried)
@@ -145,7 +152,7 @@ class InfiniDecoderLayer(nn.Module):
         self, h: Tensor, x: Tensor, plan: SegmentPlan, state: LayerState, *, last: bool = False
     ) -> Tensor:
         """h [B, T, C], whose normed form is x, with what attention adds."""
-        mixed = self.memory if isinstance(self.memory, PaperMemory) else None
+        mixed = self.memory if is_paper(self.memory) else None
         attended: Tensor = self.self_attn(x, plan, state, mixed, last=last)
         if self.pre_feedforward_layernorm is not None:
             attended = self.post_attention_layernorm(attended)
@@ -259,10 +266,10 @@ class InfiniModel(InfiniPreTrainedModel):  # type: ignore[no-untyped-call]  # it
         for layer, state in zip(self.layers, cache.states, strict=True):
             if state.memory is None:
                 continue
-            if isinstance(layer.memory, RecallMemory):
+            if is_recall(layer.memory):
                 ids = cache.ids.content[:, :span]
                 state.memory = layer.memory.commit(state, span, write, ids, self.embed_tokens)
-            elif isinstance(layer.memory, PaperMemory):
+            elif is_paper(layer.memory):
                 state.memory = layer.memory.commit(state, span, write)
         keep_sinks(cache)
         drop_left(cache, count)

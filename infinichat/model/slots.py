@@ -35,6 +35,12 @@ class Slots:
         return self._buffer.narrow(self.dim, 0, self.front + self.length)
 
     @property
+    def whole(self) -> Tensor:
+        """The front slots and the filled ones; the buffer itself where there is no spare room."""
+        full = self._buffer.shape[self.dim] == self.front + self.length
+        return self._buffer if full else self.with_front
+
+    @property
     def buffer(self) -> Tensor:
         """The whole tensor: front, filled and spare slots. Who writes the next spare slot in place counts it
         by adding to ``length``."""

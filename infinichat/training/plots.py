@@ -28,9 +28,11 @@ def draw(out: Path) -> list[Path]:
             _curves(left, series(lines, None))
             left.set_title(f"{log.stem}: loss")
             left.set_yscale("symlog", linthresh=0.01)
-            _curves(right, series(lines, "check"))
+            held_out = series(lines, "check")
+            _curves(right, held_out)
             right.set_title("held-out streams")
-            right.set_ylim(0, 1)
+            if all(value <= 1 for points in held_out.values() for _, value in points):
+                right.set_ylim(0, 1)
             figure.tight_layout()
             written.append(log.with_suffix(".png"))
             figure.savefig(written[-1], dpi=100)

@@ -1,0 +1,262 @@
+"""The model that ``train lm`` and ``train passkey`` train: loaded or new, what of it learns, and its folder.
+
+    all      every weight
+    memory   the memories alone
+    lora     PEFT's LoRA on the attention's projections, and the memories in full
+
+What is written in the end is a complete model folder (config.json, model.safetensors, tokenizer files) with
+LoRA merged in, which every command takes as ``--model``.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save
+from tokenizers.pre_tokenizers import ByteLevel
+from torch import nn
+
+from infinichat.errors import UsageError
+from infinichat.model.base_weights import read_config
+from infinichat.model.checkpoint import write_bytes, write_checkpoint
+from infinichat.model.configuration_infini import InfiniConfig
+from infinichat.model.loading import load_model, with_sizes
+from infinichat.model.modeling_infini import InfiniForCausalLM
+from infinichat.model.tokenizer import SpecialTokens, Tokenizer, folder_tokenizer
+from infinichat.training.sharding import gathered
+
+Learns = Literal["all", "memory", "lora"]
+LEARNS: tuple[Learns, ...] = ("all", "memory", "lora")
+
+BYTES = "bytes"
+"""The tokenizer that needs no file: an id a byte."""
+
+MEMORY = ".memory."
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A checkpoint's name or path in ``model``; or a new model: ``config``, a JSON file with
+    ``InfiniConfig``'s values, and ``tokenizer``, a folder with tokenizer.json or "bytes". ``window`` and
+    ``segment`` (tokens) replace the model's own."""
+
+    model: str | None = None
+    config: Path | None = None
+    tokenizer: str | None = None
+    window: int | None = None
+    segment: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Learning:
+    """What learns and how fast. ``gate_rate`` is for the paper's gates, which at a model's usual rate hardly
+    move; neither they, nor other memory parameters, nor vectors decay."""
+
+    learns: Learns = "all"
+    rate: float = 5e-5
+    gate_rate: float = 0.01
+    decay: float = 0.0
+    lora_rank: int = 8
+    lora_alpha: int = 32
+    lora_dropout: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A model that is ready to learn: ``trained`` may be PEFT's wrapper around ``model``."""
+
+    model: InfiniForCausalLM
+    trained: nn.Module
+    tokenizer: Tokenizer
+    name: str
+
+
+def begin(start: Start, learning: Learning) -> Started:
+    """Load or make the model, with its memories open, and choose what of it learns. Random numbers come from
+    torch's generator. Raises ``UsageError`` for what does not fit together and what loading raises."""
+    if start.config is not None:
+        model, tokenizer, name = _fresh(start, start.config)
+    else:
+        loaded = load_model(start.model, window=start.window, segment=start.segment)
+        if not isinstance(loaded.tokenizer, Tokenizer):
+            raise UsageError(f"{loaded.name} has a tokenizer that cannot be written again.")
+        model, tokenizer, name = loaded.model, loaded.tokenizer, loaded.name
+    if start.tokenizer is not None and start.config is None:
+        raise UsageError("--tokenizer_name goes with --config_name; a checkpoint has its own tokenizer.")
+    model.config.memory_trained = bool(model.config.memory_layers)
+    if learning.learns != "all" and not model.config.memory_layers:
+        raise UsageError(
+            f"{name} has no memory layer, so --learns {learning.learns} would train no memory. Give it one: "
+            "infinichat retrofit BASE OUT --memory delta --layers 0,1"
+        )
+    trained: nn.Module = model
+    if learning.learns == "lora":
+        trained = with_lora(model, learning)
+    else:
+        for parameter_name, parameter in model.named_parameters():
+            parameter.requires_grad_(learning.learns == "all" or MEMORY in parameter_name)
+    return Started(model, trained.train(), tokenizer, name)
+
+
+def _fresh(start: Start, file: Path) -> tuple[InfiniForCausalLM, Tokenizer, str]:
+    file = file / "config.json" if file.is_dir() else file
+    if start.tokenizer is None:
+        raise UsageError("a new model has no tokenizer. Name one: --tokenizer_name FOLDER, or bytes")
+    tokenizer = byte_tokenizer() if start.tokenizer == BYTES else folder_tokenizer(Path(start.tokenizer))
+    try:
+        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{file} is no configuration ({error}). Name a JSON file of InfiniConfig's values."
+        ) from None
+    kept = {k: v for k, v in values.items() if k not in ("model_type", "files", "base", "memory_trained")}
+    config = InfiniConfig(**{"vocab_size": tokenizer.vocab_size, **kept})
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UsageError(
+            f"{file} says vocab_size {config.vocab_size:,}, but {start.tokenizer} has "
+            f"{tokenizer.vocab_size:,} tokens. Raise it."
+        )
+    with_sizes(config, start.window, start.segment)
+    return InfiniForCausalLM(config), tokenizer, file.stem
+
+
+def with_lora(model: InfiniForCausalLM, learning: Learning) -> nn.Module:
+    """``model`` inside PEFT, its memories trained in full; raises ``UsageError`` when PEFT is missing."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise UsageError("LoRA needs peft. Next: pip install 'infinichat[train]'") from None
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=learning.lora_rank,
+        lora_alpha=learning.lora_alpha,
+        lora_dropout=learning.lora_dropout,
+        target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
+        modules_to_save=["memory"],
+    )
+    wrapped: nn.Module = get_peft_model(model, config)
+    return wrapped
+
+
+def groups_of(model: nn.Module, learning: Learning) -> list[dict[str, Any]]:
+    """AdamW's parameter groups: each with its ``base_rate``, which the schedule scales; memories apart, as
+    they alone are never spread over processes."""
+    by_kind: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
+    for name, parameter in learners(model).items():
+        rate = learning.gate_rate if is_gate(name) else learning.rate
+        decay = 0.0 if MEMORY in name or parameter.dim() < 2 else learning.decay
+        by_kind.setdefault((rate, decay, MEMORY in name), []).append(parameter)
+    return [
+        {"params": parameters, "lr": rate, "base_rate": rate, "weight_decay": decay}
+        for (rate, decay, _), parameters in by_kind.items()
+    ]
+
+
+def learners(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that learn, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def is_gate(name: str) -> bool:
+    """Whether a parameter is a memory's gate, also inside PEFT's copy of it."""
+    return MEMORY in name and name.endswith(".beta")
+
+
+def write_model(started: Started, folder: Path, *, extra: dict[str, str], writes: bool = True) -> Path:
+    """The complete folder of the trained model; ``extra`` maps file names to texts. All processes have to
+    call it, the one that has ``writes`` writes. Merging LoRA ends the training of ``started``."""
+    model = started.trained
+    if model is not started.model:
+        model = model.merge_and_unload()  # type: ignore[operator]  # PEFT's
+    assert isinstance(model, InfiniForCausalLM)
+    tied = model.config.tie_word_embeddings
+    state = {
+        name: gathered(tensor.detach()).to("cpu").contiguous()
+        for name, tensor in model.state_dict().items()
+        if not (tied and name == "lm_head.weight")
+    }
+    if not writes:
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bytes(folder / "model.safetensors", save(state, metadata={"format": "pt"}))
+    model.config.base = None
+    write_checkpoint(folder, model.config, extra={**tokenizer_files(started.tokenizer), **extra})
+    assert read_config(folder)["model_type"] == InfiniConfig.model_type
+    return folder
+
+
+def tokenizer_files(tokenizer: Tokenizer) -> dict[str, str]:
+    """tokenizer.json and the roles and chat template that ``folder_tokenizer`` reads."""
+    roles = {
+        f"{role}_token": text
+        for role in ("bos", "eos", "unk", "pad")
+        if (text := getattr(tokenizer.special, role)) is not None
+    }
+    if tokenizer.chat_template is not None:
+        roles["chat_template"] = tokenizer.chat_template
+    return {
+        "tokenizer.json": json.dumps(tokenizer.definition, ensure_ascii=False) + "\n",
+        "tokenizer_config.json": json.dumps(roles, indent=2, ensure_ascii=False) + "\n",
+    }
+
+
+def byte_tokenizer() -> Tokenizer:
+    """``engine.byte_tokenizer`` as a file can hold it: the same ids, byte-level BPE without merges."""
+    from infinichat.engine.byte_tokenizer import CONTROL_TOKENS
+
+    symbols = _symbols()
+    vocabulary = {symbols[byte]: byte for byte in range(256)}
+    vocabulary |= {token: 256 + at for at, token in enumerate(CONTROL_TOKENS)}
+    added = [
+        {
+            "id": vocabulary[token],
+            "content": token,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+        for token in CONTROL_TOKENS
+    ]
+    definition: dict[str, Any] = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": True,
+            "use_regex": True,
+        },
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {"type": "BPE", "unk_token": None, "vocab": vocabulary, "merges": []},
+    }
+    special = SpecialTokens(eos="<|endoftext|>", pad="<|endoftext|>")
+    return Tokenizer(definition, special)
+
+
+def _symbols() -> list[str]:
+    """The character that byte-level BPE writes for each byte (printable ones for themselves)."""
+    own = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    rest = iter(range(256, 512))
+    table = [chr(byte) if byte in own else chr(next(rest)) for byte in range(256)]
+    assert set(table) == set(ByteLevel.alphabet())
+    return table
+
+
+def count(model: nn.Module) -> int:
+    """Numbers that learn."""
+    return sum(parameter.numel() for parameter in learners(model).values())
+
+
+def seed_everything(seed: int) -> None:
+    """Torch's generator; nothing else here draws without a seed of its own."""
+    torch.manual_seed(seed)
