@@ -82,10 +82,12 @@ def load_model(
     window: int | None = None,
     segment: int | None = None,
     registry: Registry | None = None,
+    light: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> LoadedModel:
     """Load the model of this name or path (without one the default), with ``window`` and ``segment`` (tokens)
-    in place of its own where given. ``on_progress`` gets tensors read and tensors in all.
+    in place of its own where given. ``light``: the network on torch alone, without importing transformers,
+    which takes 2 s (``hugging_face``). ``on_progress`` gets tensors read and tensors in all.
 
     Raises ``ModelNotFoundError`` with the next step, ``ModelFileError`` naming file and tensor,
     ``UnsupportedModelError``, ``ConfigError`` for values that cannot work together.
@@ -101,7 +103,7 @@ def load_model(
     with_sizes(config, window, segment)
     file = _memory_file(entry)
     memory = None if file is None else read_weights(file, dtype=lambda _: wide_dtype(dtype))
-    model = build(config, source, memory=memory, dtype=dtype, on_progress=on_progress)
+    model = build(config, source, memory=memory, dtype=dtype, light=light, on_progress=on_progress)
     _check_vocabulary(source.tokenizer, config, entry.path)
     return LoadedModel(
         model=model,
@@ -191,10 +193,11 @@ def build(
     *,
     memory: Iterable[Stored] | None = None,
     dtype: torch.dtype = torch.float32,
+    light: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> InfiniForCausalLM:
     """The model of ``config`` with the weights of ``source`` and the trained tensors ``memory`` by name;
-    without them the memories have their closed start, the same every time.
+    without them the memories have their closed start, the same every time. ``light`` as in ``load_model``.
 
     Raises ``ModelFileError`` and ``UnsupportedModelError`` naming the tensor.
     """
@@ -219,9 +222,12 @@ def build(
     if not complete:
         start_memories(model, wide_dtype(dtype))
     model.tie_weights()
-    config.dtype = dtype
+    model.config.dtype = dtype
     model.train(False)
-    return model
+    if light:
+        return model
+    whole: InfiniForCausalLM = model.as_transformers()
+    return whole
 
 
 def _make_config(path: Path, arguments: Mapping[str, Any]) -> InfiniConfig:
