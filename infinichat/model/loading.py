@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from infinichat.errors import ConfigError, ModelFileError
 from infinichat.model.base_weights import MEMORY_FILE, base_of, check_own_files, read_config
@@ -37,6 +38,7 @@ from infinichat.model.modeling_infini import InfiniForCausalLM
 from infinichat.model.registry import Entry, Registry
 from infinichat.model.rope import scaled_frequencies
 from infinichat.model.safetensors_file import weight_files
+from infinichat.model.stored import parameter_count, tie
 from infinichat.model.tokenizer import Tokenizer, folder_tokenizer
 from infinichat.model.weights import Stored, fill, read_weights, stored_names
 
@@ -87,7 +89,8 @@ def load_model(
 ) -> LoadedModel:
     """Load the model of this name or path (without one the default), with ``window`` and ``segment`` (tokens)
     in place of its own where given. ``light``: the network on torch alone, without importing transformers,
-    which takes 2 s (``hugging_face``). ``on_progress`` gets tensors read and tensors in all.
+    which takes 2 s (``hugging_face``), and of a GGUF the matrices in 4 or 8 bits as they are stored
+    (``stored``). ``on_progress`` gets tensors read and tensors in all.
 
     Raises ``ModelNotFoundError`` with the next step, ``ModelFileError`` naming file and tensor,
     ``UnsupportedModelError``, ``ConfigError`` for values that cannot work together.
@@ -112,7 +115,7 @@ def load_model(
         fingerprint=_fingerprint(entry, weights, config),
         trained=config.memory_trained,
         chat_format=config.chat_format,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=parameter_count(model),
         path=entry.path,
     )
 
@@ -206,7 +209,7 @@ def build(
     def precision(name: str) -> torch.dtype:
         return wide_dtype(dtype) if _MEMORY in name else dtype
 
-    stored = read_weights(source.weights, dtype=precision, header=source.header)
+    stored = read_weights(source.weights, dtype=precision, header=source.header, blocks=light)
     if memory is not None:
         stored = chain(stored, memory)
     names = list(model.state_dict())
@@ -221,7 +224,7 @@ def build(
     )
     if not complete:
         start_memories(model, wide_dtype(dtype))
-    model.tie_weights()
+    tie(model)
     model.config.dtype = dtype
     model.train(False)
     if light:
@@ -255,12 +258,26 @@ def _unusable() -> tuple[type[Exception], ...]:
     )
 
 
+class _NoStart(TorchFunctionMode):
+    """Draws no random weights: for tensors without memory torch imports its compiler to do so, a second."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        if func is torch.eye:  # the same
+            kwargs = {**kwargs, "device": "cpu"}
+        return func(*args, **kwargs)
+
+
 def _empty_model(config: InfiniConfig, path: Path) -> InfiniForCausalLM:
     """All modules, no weights: torch's meta device takes no memory."""
     try:
         # Also computed at the first forward; here so that an unknown kind is refused by the loader.
         scaled_frequencies(torch.ones(1, dtype=torch.float64), config.infini_rope["scaling"])
-        with torch.device("meta"):
+        with torch.device("meta"), _NoStart():
             return InfiniForCausalLM(config)
     except _unusable() as error:
         raise ConfigError(
