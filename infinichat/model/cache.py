@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
 
 from infinichat.attention.memory import MemoryState
 from infinichat.attention.window import room
@@ -30,7 +29,7 @@ PER_ROW = ("row_seen", "row_evicted", "positions", "last_hidden")
 """The tensors, besides ids and layers, that have a row for each conversation of the batch."""
 
 
-class InfiniCache(Cache):
+class InfiniCache:
     """State of ``batch_size`` conversations for one model configuration. See the module's docstring.
 
     ``seen`` and ``evicted`` are the tokens ever fed and those that have left the window: integers while the
@@ -40,8 +39,6 @@ class InfiniCache(Cache):
     next.
     """
 
-    batch_size: int = 1  # a property in transformers' Cache, worked out from layers that are not used here
-
     def __init__(
         self,
         config: InfiniConfig,
@@ -50,12 +47,10 @@ class InfiniCache(Cache):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        # Deliberately not Cache.__init__: its per-layer key-value objects are not used here.
         self.config = config
         self.batch_size = batch_size
         self.dtype = dtype
         self.device = torch.device(device)
-        self.layers: list[Any] = []
         self.slots_fed = 0
         self.seen = 0
         self.evicted = 0
@@ -177,7 +172,6 @@ class InfiniCache(Cache):
         """An independent copy outside the graph: feeding one never changes the other."""
         copy = object.__new__(InfiniCache)
         copy.__dict__.update(self.__dict__)
-        copy.layers = []
         copy.ids = self.ids.clone()
         copy.states = [state.clone() for state in self.states]
         for name in PER_ROW:
