@@ -173,7 +173,7 @@ def keep_last_hidden(cache: InfiniCache, hidden: Tensor, real: Tensor) -> None:
 def drop_left(cache: InfiniCache, count: int) -> None:
     """Forget the ``count`` oldest slots after their layers have been written, and move E forward."""
     window, segment = cache.config.window, cache.config.segment
-    for state in cache.states:
+    for state in cache.live:
         for slots in state.slots():
             slots.drop(count)
     cache.ids.drop(count)
@@ -194,7 +194,7 @@ def keep_sinks(cache: InfiniCache) -> None:
         return
     if cache.uniform:
         if cache.evicted == 0:
-            for state in cache.states:
+            for state in cache.live:
                 state.sink_k = state.k.content[:, :, :sinks].clone()
                 state.sink_v = state.v.content[:, :, :sinks].clone()
         return
@@ -217,7 +217,7 @@ def turn_sinks(cache: InfiniCache, inv_freq: Tensor) -> None:
     assert evicted is not None
     shift = (evicted - sinks).clamp(min=0)  # a row that nothing has left has no sinks yet
     cos, sin = rotary(shift.reshape(-1, 1, 1), inv_freq, wide_dtype(cache.dtype))  # [1 or B, 1, 1, D]
-    for state in cache.states:
+    for state in cache.live:
         assert state.sink_k is not None
         assert state.sink_v is not None
         state.k.set_front(rotate(wide(state.sink_k), cos, sin).to(state.sink_k.dtype))
