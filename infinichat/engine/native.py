@@ -171,6 +171,13 @@ class NativeStep:
     def weights(self) -> str:
         return self._weights
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all packed weights: what one token reads."""
+        if not self._packed:  # float32: copies among others that are small
+            return sum(tensor.nbytes for tensor in self._kept)
+        return sum(tiles.nbytes for _, tiles in self._packed)
+
     def feed(self, cache: InfiniCache, token_id: int) -> None:
         self._model.evict(cache)
         front = cache.evicted > 0 and self._front > 0

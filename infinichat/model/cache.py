@@ -22,6 +22,7 @@ from infinichat.attention.window import room
 from infinichat.errors import StateError
 from infinichat.model.configuration_infini import InfiniConfig
 from infinichat.model.layer_state import LayerState, copied, picked
+from infinichat.model.pending import PENDING, Pending, first_above
 from infinichat.model.slots import Slots
 from infinichat.model.state_check import check_state
 
@@ -61,6 +62,7 @@ class InfiniCache:
         empty = torch.zeros(batch_size, 0, dtype=torch.int64, device=device)
         self.ids = Slots(empty, dim=1, limit=config.window)
         self.last_hidden: Tensor | None = None
+        self.pending: Pending | None = None  # what the layers above the memory have not seen yet
         self.states = [
             LayerState.empty(config, layer, batch=batch_size, dtype=dtype, device=device)
             for layer in range(config.num_hidden_layers)
@@ -88,6 +90,11 @@ class InfiniCache:
     def uniform(self) -> bool:
         """True while no padding has been fed."""
         return self.row_seen is None
+
+    @property
+    def live(self) -> list[LayerState]:
+        """The states of the layers that have seen every token: all, unless something is pending."""
+        return self.states if self.pending is None else self.states[: self.pending.layer]
 
     @property
     def memories(self) -> dict[int, MemoryState]:
@@ -160,6 +167,7 @@ class InfiniCache:
             self.seen = int(self.row_seen.max())
         for state in self.states:
             state.select_rows(rows)
+        self.pending = None if self.pending is None else self.pending.select_rows(rows)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row ``repeats`` times."""
@@ -174,6 +182,7 @@ class InfiniCache:
         copy.__dict__.update(self.__dict__)
         copy.ids = self.ids.clone()
         copy.states = [state.clone() for state in self.states]
+        copy.pending = None if self.pending is None else self.pending.clone()
         for name in PER_ROW:
             setattr(copy, name, copied(getattr(self, name)))
         return copy
@@ -184,6 +193,7 @@ class InfiniCache:
             state.detach()
         if self.last_hidden is not None:
             self.last_hidden = self.last_hidden.detach()
+        self.pending = None if self.pending is None else self.pending.clone()
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Copies of everything, by name, on the CPU."""
@@ -205,6 +215,9 @@ class InfiniCache:
         for name in PER_ROW:
             setattr(cache, name, own.get(name))
         cache.ids = Slots(own["ids"], dim=1, limit=config.window)
+        first = first_above(config)
+        if counts.pending and first is not None:
+            cache.pending = Pending(first, *(own[f"pending.{name}"] for name in PENDING))
         for index in range(config.num_hidden_layers):
             prefix = f"layers.{index}."
             inner = {name.removeprefix(prefix): own[name] for name in own if name.startswith(prefix)}
@@ -220,6 +233,8 @@ class InfiniCache:
             value = getattr(self, name)
             if value is not None:
                 named[name] = value
+        if self.pending is not None:
+            named |= {f"pending.{name}": tensor for name, tensor in self.pending.named().items()}
         for index, state in enumerate(self.states):
             named |= {f"layers.{index}.{name}": tensor for name, tensor in state.named().items()}
         return named

@@ -260,6 +260,10 @@ class InfiniModel(InfiniPreTrainedModel):
                 "input_ids is None; the memory stores tokens, so pass input_ids [batch, tokens]."
             )
         cache = self._cache_for(input_ids, past_key_values)
+        if cache.pending is not None:
+            from infinichat.model.reading import settle
+
+            settle(self, cache)
         mask = self._padding(cache, input_ids, attention_mask)
         outputs: list[Tensor] = []
         start, length = 0, input_ids.shape[1]
