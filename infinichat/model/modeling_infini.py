@@ -1,10 +1,10 @@
 """A decoder with Infini-attention, on torch alone.
 
 The base part is a plain decoder whose weights have transformers' names; what the families of ``families.py``
-differ in, the configuration says. Each layer attends exactly over
-the window in an ``InfiniCache``; layers in ``config.memory_layers`` also read and write a memory. One forward
-may be given any number of tokens: it is cut where a segment leaves the window, each piece is run through all
-layers, and every output is the same as if the tokens had come one at a time.
+differ in, the configuration says. Each layer attends exactly over the window in an ``InfiniCache``; layers in
+``config.memory_layers`` also read and write a memory. One forward may be given any number of tokens: it is
+cut where a segment leaves the window, each piece is run through all layers, and every output is the same as
+if the tokens had come one at a time.
 
     cache = InfiniCache(model.config)
     out = model(ids, past_key_values=cache, logits_to_keep=1)     # ids of a million tokens are fine

@@ -11,14 +11,17 @@ from typing import Any
 import pytest
 import torch
 
+from infinichat.bench.peer_transformers import llama_of
 from infinichat.chat_format import chat_format
-from infinichat.errors import ConfigError, ModelFileError, UnsupportedModelError
+from infinichat.errors import ConfigError, ModelFileError, UnsupportedModelError, UsageError
 from infinichat.model.card import parameters_of
 from infinichat.model.checkpoint import config_json
 from infinichat.model.configuration_infini import FEATURES, InfiniConfig
 from infinichat.model.loading import load_model
 from infinichat.model.registry import Registry
+from infinichat.model.retrofit import retrofit
 from infinichat.paths import Paths
+from infinichat.training.prepare import memory_of
 
 from .conftest import CONTROL, byte_tokenizer_json
 from .tiny_families import VARIANTS, family_ids, save_family, tiny_family
@@ -247,3 +250,12 @@ def test_a_list_of_models_knows_about_how_many_weights_one_has(variant: str) -> 
     counted = parameters_of(json.loads(model.config.to_json_string(use_diff=False)))
     assert counted is not None
     assert counted == pytest.approx(sum(each.numel() for each in model.parameters()), rel=0.02)
+
+
+def test_what_runs_llama_s_layers_by_hand_refuses_others(registry: Registry, tmp_path: Path) -> None:
+    folder = save_family(tiny_family("qwen3"), tmp_path / "base")
+    made = retrofit(folder, tmp_path / "out", memory="bank", memory_layers=[1], registry=registry)
+    with pytest.raises(UsageError, match=r"family 'qwen3', with use_qk_norm; these stages.*SmolLM2"):
+        memory_of(load_model(made, registry=registry))
+    with pytest.raises(UsageError, match=r"family 'qwen3'; transformers is compared"):
+        llama_of(str(folder), torch.float32)
