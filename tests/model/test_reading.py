@@ -76,7 +76,7 @@ def test_two_layers_above_the_memory_get_all_that_they_would_have_got(
 @pytest.mark.parametrize("length", [13, 24, 60])
 def test_sliding_layers_above_keep_their_own_angles_and_sight(length: int) -> None:
     types = ["full_attention", "full_attention", "sliding_attention", "full_attention"]
-    model = model_of(sliding_window=12, layer_types=types, rope_local_base_freq=77.0, embedding_multiplier=3.0)
+    model = model_of(sliding_window=12, layer_types=types, rope_local_base_freq=77.0)
     whole, left_out = both(model, length)
     assert_equal(settled(model, left_out), whole.to_tensors())
 
