@@ -16,7 +16,7 @@ What is transformers' (``generate``, ``from_pretrained``, ``save_pretrained``, t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -86,8 +86,19 @@ class InfiniMLP(nn.Module):
         return out
 
 
+class AttentionKernel(Protocol):
+    """Another way to attend, for whoever knows the machine."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor | None:
+        """``local_attention`` of T new tokens q [B, H, T, D], the last T of the N that k and v [B, Hkv, N, D]
+        hold: each sees those before it and itself. None where it does not fit."""
+        ...
+
+
 class InfiniAttention(nn.Module):
     """Exact attention over the window, and the paper's memory where the layer has one."""
+
+    kernel: AttentionKernel | None = None
 
     def __init__(self, config: InfiniConfig, layer_idx: int) -> None:
         super().__init__()
@@ -131,7 +142,11 @@ class InfiniAttention(nn.Module):
             out = local_attention(turned, keys, values, scale=self.scale, mask=None)
         else:
             turned = rotate(q, plan.cos, plan.sin)
-            out = blockwise_attention(turned, keys, values, scale=self.scale, blocks=plan.blocks)
+            own = self.kernel if plan.real is None else None
+            got = None if own is None else own(turned, keys, values, self.scale)
+            if got is None:
+                got = blockwise_attention(turned, keys, values, scale=self.scale, blocks=plan.blocks)
+            out = got
         if memory is not None and state.memory is not None and state.memory_k is not None:
             out = memory.attend(out, q, state.memory)
             state.memory_k.append(k)
