@@ -100,8 +100,8 @@ class _Window(ctypes.Structure):
 
 
 def native_library(cache: Path) -> ctypes.CDLL | None:
-    """The compiled ``step.c`` and what is beside it, or None where that cannot be compiled; ``cache`` is where
-    such things are kept."""
+    """The compiled ``step.c`` and what is beside it, or None where that cannot be compiled; ``cache`` is
+    where such things are kept."""
     library = compiled(SOURCE, cache / "native", beside=BESIDE)
     if library is not None:
         pointer, whole, long = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
