@@ -30,6 +30,7 @@ FLAGS = (
     "-freciprocal-math",
     "-shared",
     "-fPIC",
+    "-pthread",
 )
 
 NATIVE = ("-march=native", "-mcpu=native")

@@ -32,7 +32,7 @@ from infinichat.model.rope import rotations
 from infinichat.model.stored import StoredLinear, put, stored
 
 SOURCE = Path(__file__).with_name("step.c")
-BESIDE = (SOURCE.with_name("tiles.c"), SOURCE.with_name("tiles.h"))
+BESIDE = tuple(SOURCE.with_name(name) for name in ("tiles.c", "attend.c", "tiles.h"))
 
 WIDEST_HEAD = 256
 """``step.c`` keeps a head's sum in an array of this size."""
@@ -102,14 +102,16 @@ class _Window(ctypes.Structure):
 
 
 def native_library(cache: Path) -> ctypes.CDLL | None:
-    """The compiled ``step.c`` and ``tiles.c``, or None where they cannot be compiled. ``cache`` is the folder
-    for such things."""
+    """The compiled ``step.c`` and what is beside it, or None where that cannot be compiled; ``cache`` is
+    where such things are kept."""
     library = compiled(SOURCE, cache / "native", beside=BESIDE)
     if library is not None:
         pointer, whole, long = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
         library.infini_pack.argtypes = (whole, long, long, *(pointer,) * 3)
         library.infini_unpack.argtypes = (whole, long, long, pointer, pointer, whole)
         library.infini_rows.argtypes = (whole, long, long, *(pointer,) * 3, whole)
+        sizes = (whole,) * 4
+        library.infini_attend.argtypes = (*(pointer,) * 4, long, *sizes, ctypes.c_float, whole)
         for function in (library.infini_pack, library.infini_unpack, library.infini_rows):
             function.restype = None
         places = (pointer, pointer, whole, whole, *(pointer,) * 3)
@@ -170,6 +172,11 @@ class NativeStep:
     @property
     def weights(self) -> str:
         return self._weights
+
+    @property
+    def library(self) -> ctypes.CDLL:
+        """The compiled functions."""
+        return self._library
 
     @property
     def nbytes(self) -> int:

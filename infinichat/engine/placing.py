@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from infinichat.config import EngineSettings
+from infinichat.engine.attend import use_native_attention
 from infinichat.engine.device import Plan, StepName
 from infinichat.engine.kernels import ModuleStep, PlainStep, Step
 from infinichat.engine.native import NativeStep, native_library
@@ -50,6 +51,7 @@ def placed(
     steps.clear()
     if isinstance(step, NativeStep):
         step.share(model, plan.torch_dtype)
+        use_native_attention(model, step.library)
     dense(model, plan.torch_dtype, keep=Tiles if isinstance(step, NativeStep) else None)
     if plan.device != "cpu":
         model.to(plan.device)

@@ -16,7 +16,7 @@ What is transformers' (``generate``, ``from_pretrained``, ``save_pretrained``, t
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -46,8 +46,19 @@ from infinichat.model.segments import (
 )
 
 
+class AttentionKernel(Protocol):
+    """Another way to attend, for whoever knows the machine."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor | None:
+        """``local_attention`` of T new tokens q [B, H, T, D], the last T of the N that k and v [B, Hkv, N, D]
+        hold: each sees those before it and itself. None where it does not fit."""
+        ...
+
+
 class InfiniAttention(nn.Module):
     """Exact attention over the window, and the paper's memory where the layer has one."""
+
+    kernel: AttentionKernel | None = None
 
     def __init__(self, config: InfiniConfig, layer_idx: int) -> None:
         super().__init__()
@@ -99,9 +110,14 @@ class InfiniAttention(nn.Module):
             out = local_attention(turned, keys, values, scale=self.scale, mask=None, softcap=self.softcap)
         else:
             turned = rotate(q, sight.cos, sight.sin)
-            out = blockwise_attention(
-                turned, keys, values, scale=self.scale, blocks=sight.blocks, softcap=self.softcap
-            )
+            plain = plan.real is None and sight.span is None and self.softcap is None
+            own = self.kernel if plain else None
+            got = None if own is None else own(turned, keys, values, self.scale)
+            if got is None:
+                got = blockwise_attention(
+                    turned, keys, values, scale=self.scale, blocks=sight.blocks, softcap=self.softcap
+                )
+            out = got
         if memory is not None and state.memory is not None and state.memory_k is not None:
             out = memory.attend(out, q, state.memory)
             state.memory_k.append(k)
