@@ -231,6 +231,12 @@ def test_light_modules_import_no_torch(module: str, tmp_path: Path) -> None:
     assert not modules_after(f"import {module}", tmp_path) & {"torch", "transformers", "gguf"}
 
 
+def test_answering_needs_no_transformers(tmp_path: Path) -> None:
+    parts = ("engine.load", "engine.generate", "engine.placing", "model.loading")
+    code = f"import {', '.join(f'infinichat.{part}' for part in parts)}"
+    assert not modules_after(code, tmp_path) & {"transformers", "huggingface_hub", "sympy"}
+
+
 def test_no_file_is_longer_than_its_limit() -> None:
     limits = {PACKAGE / "model" / "modeling_infini.py": 600}
     lengths = {f: len(f.read_text(encoding="utf-8").splitlines()) for f in FILES}

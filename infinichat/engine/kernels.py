@@ -29,6 +29,7 @@ from infinichat.model.decoder_parts import InfiniMLP, RMSNorm, scaled
 from infinichat.model.memories import PaperMemory, ResidualMemory
 from infinichat.model.modeling_infini import InfiniDecoderLayer, InfiniForCausalLM
 from infinichat.model.rope import Rotation, rotations
+from infinichat.model.stored import StoredLinear
 
 
 class Step(Protocol):
@@ -282,11 +283,11 @@ def _fused(*linears: nn.Linear, format: WeightFormat) -> Product:
     return Product(torch.cat([linear.weight for linear in linears]), joined_bias(linears), format=format)
 
 
-def joined_bias(linears: Sequence[nn.Linear]) -> Tensor | None:
+def joined_bias(linears: Sequence[nn.Linear | StoredLinear]) -> Tensor | None:
     """The biases of linears beside each other, zeros for those without one; None where none has one."""
     # Not "linear.bias is None": a Linear says that it always has one.
     found = [dict(linear.named_parameters()).get("bias") for linear in linears]
     if all(bias is None for bias in found):
         return None
-    pairs = zip(linears, found, strict=True)
-    return torch.cat([each.weight.new_zeros(each.out_features) if b is None else b for each, b in pairs])
+    rows = [each.out_features if isinstance(each, nn.Linear) else each.store.shape[0] for each in linears]
+    return torch.cat([torch.zeros(n) if b is None else b.float() for n, b in zip(rows, found, strict=True)])

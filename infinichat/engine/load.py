@@ -58,6 +58,7 @@ def load_engine(
         dtype=torch.float32,
         window=settings.engine.window,
         segment=settings.engine.segment,
+        light=True,
         on_progress=on_progress,
     )
     return engine_of(loaded, settings, cache=cache or default_paths().cache)

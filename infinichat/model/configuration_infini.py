@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from transformers import PretrainedConfig
-
 from infinichat.errors import ConfigError
 
 MemoryKind = Literal["bank", "recall", "linear", "delta"]
@@ -61,7 +59,48 @@ STATE_FIELDS = (
 """What decides the form of a state: models that differ in one of these cannot exchange states."""
 
 
-class InfiniConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # its __init_subclass__
+class Fields:
+    """What ``InfiniConfig`` has of transformers' ``PretrainedConfig`` without importing it: an attribute for
+    each further argument, and its methods by way of ``hugging_face``, where it is one."""
+
+    dtype: Any = None
+
+    def __init__(self, *, tie_word_embeddings: bool = True, **fields: Any) -> None:
+        self.tie_word_embeddings = tie_word_embeddings
+        for role in ("bos", "eos", "pad"):
+            fields.setdefault(f"{role}_token_id", None)
+        for name, value in fields.items():
+            setattr(self, name, value)
+
+    def as_transformers(self) -> Any:
+        """This configuration as ``hugging_face.InfiniConfig``."""
+        from infinichat.model import hugging_face
+
+        return hugging_face.InfiniConfig.of(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """transformers' own, as all methods below."""
+        values: dict[str, Any] = self.as_transformers().to_dict()
+        return values
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        values: dict[str, Any] = self.as_transformers().to_diff_dict()
+        return values
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        return str(self.as_transformers().to_json_string(use_diff=use_diff))
+
+    def save_pretrained(self, *arguments: Any, **named: Any) -> Any:
+        return self.as_transformers().save_pretrained(*arguments, **named)
+
+    @classmethod
+    def from_pretrained(cls, *arguments: Any, **named: Any) -> Any:
+        from infinichat.model import hugging_face
+
+        return hugging_face.InfiniConfig.from_pretrained(*arguments, **named)
+
+
+class InfiniConfig(Fields):
     """Configuration of ``InfiniForCausalLM``.
 
     The first group has the names and meanings of transformers' Llama; ``attention_bias`` may also be a text
@@ -198,7 +237,7 @@ class InfiniConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # its __
         if stored_rope is not None:
             self.infini_rope = dict(stored_rope)
         # Passed on rather than set: transformers ties the weights by it.
-        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)  # type: ignore[call-arg]
+        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
         self._check()
 
     @property

@@ -58,6 +58,11 @@ class Family:
     defaults: Arguments = field(default_factory=dict)
     foreign: frozenset[str] = frozenset()
 
+    @property
+    def fused(self) -> bool:
+        """Whether some of the family's tensors hold several of ours."""
+        return self.tensors is not _as_it_is
+
     def arguments(self, source: Source, path: Path) -> Arguments:
         """``InfiniConfig``'s arguments for a configuration read from ``path``. Raises ``ModelFileError`` for
         a value that cannot be, ``UnsupportedModelError`` for a variant that is not supported."""

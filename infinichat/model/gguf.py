@@ -7,9 +7,8 @@ transformers the halves (0, d/2), (1, d/2 + 1), ..., so the converter interleave
 ``_halves`` undoes that exactly. Gemma's norms: a GGUF holds 1 + w, transformers w. And the experts of a
 layer, which a GGUF stacks.
 
-Every tensor type that the ``gguf`` package can dequantize is read. F32, F16, BF16, Q8_0, Q4_0 and Q4_1 have a
-path of their own here that works in pieces small enough for the processor's cache: 0.4 s instead of 8 s on
-one core for the default checkpoint's 135 M weights.
+Every tensor type that the ``gguf`` package can dequantize is read (``blocks``); matrices in 4 or 8 bits can
+be had as they are stored.
 """
 
 from __future__ import annotations
@@ -18,21 +17,24 @@ import re
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from gguf import quants
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from torch import Tensor
 
 from infinichat.errors import ModelFileError, UnsupportedModelError
-from infinichat.model.gguf_file import GgufFile, GgufTensor, check_extents, tensor_bytes
+from infinichat.model.blocks import Blocks, Bytes, dequantize, kind_name
+from infinichat.model.gguf_file import (
+    Q4_0,
+    Q4_1,
+    Q8_0,
+    SIZES,
+    GgufFile,
+    GgufTensor,
+    check_extents,
+    tensor_bytes,
+)
 
-Bytes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
-
-# 16,384 blocks of 32 weights: 0.15 s for 106 M weights of Q4_1; 4 times larger or smaller pieces cost 0.16 to
-# 0.18 s, no pieces at all 0.5 s.
-_BLOCKS_AT_ONCE = 16_384
+KEPT = (Q4_0, Q4_1, Q8_0)
+"""The types whose matrices can stay as they are stored."""
 
 ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 """Tensors that are part of the configuration (``gguf_config``), not weights."""
@@ -88,10 +90,11 @@ def hf_name(name: str, architecture: str = "llama") -> str | None:
 
 
 def gguf_tensors(
-    file: GgufFile, *, dtype: torch.dtype | Callable[[str], torch.dtype]
-) -> Iterator[tuple[str, Tensor]]:
+    file: GgufFile, *, dtype: torch.dtype | Callable[[str], torch.dtype], blocks: bool = False
+) -> Iterator[tuple[str, Tensor | Blocks]]:
     """Every weight of the file as ``(transformers' name, tensor)``, one at a time, each a copy in ``dtype``
-    (one for all, or what a function says for a name). Fused tensors stay fused.
+    (one for all, or what a function says for a name). Fused tensors stay fused. ``blocks``: matrices in 4 or
+    8 bits as ``Blocks``.
 
     Raises ``ModelFileError`` when the file's table does not fit the file, ``UnsupportedModelError`` naming a
     tensor that the architecture does not have or whose type cannot be read.
@@ -108,10 +111,19 @@ def gguf_tensors(
                 f"{file.path.name} has a tensor {tensor.name!r} that a model of architecture "
                 f"{file.architecture!r} does not have; this kind of model is not supported."
             )
-        weights = read_tensor(file, tensor)
         projection = name.split(".")[-2]
-        if file.architecture == "llama" and projection in heads:
-            weights = _halves(weights, heads[projection], tensor, file)
+        rows = tensor.shape[0]
+        order = torch.arange(rows)
+        turned = file.architecture == "llama" and projection in heads
+        if turned:
+            order = _halves(order, heads[projection], tensor, file)
+        if blocks and tensor.type_id in KEPT and len(tensor.shape) == 2:
+            raw = torch.from_numpy(_raw(file, tensor)).view(rows, -1, SIZES[tensor.type_id][1])
+            yield name, Blocks(tensor.type_id, raw, order)
+            continue
+        weights = read_tensor(file, tensor)
+        if turned:
+            weights = weights[order]
         elif file.architecture.startswith("gemma") and name.endswith("norm.weight"):
             weights = weights - 1
         elif projection == "shared_expert_gate":
@@ -133,8 +145,18 @@ def _halves(weights: Tensor, heads: int, tensor: GgufTensor, file: GgufFile) -> 
 
 def read_tensor(file: GgufFile, tensor: GgufTensor) -> Tensor:
     """One tensor as float32 in its row-major shape, a copy independent of the file."""
+    try:
+        return torch.from_numpy(dequantize(_raw(file, tensor), tensor.type_id)).view(tensor.shape)
+    except NotImplementedError as error:
+        raise UnsupportedModelError(
+            f"{file.path.name}: tensor {tensor.name!r} has type {kind_name(tensor.type_id)}, which the gguf "
+            "package cannot dequantize. Convert the model to Q8_0."
+        ) from error
+
+
+def _raw(file: GgufFile, tensor: GgufTensor) -> Bytes:
+    """A tensor's bytes, a copy independent of the file."""
     start, count = file.data_start + tensor.offset, tensor_bytes(file, tensor)
-    kind = GGMLQuantizationType(tensor.type_id)
     try:
         raw: Bytes = np.fromfile(file.path, dtype=np.uint8, count=count, offset=start)
     except OSError as error:
@@ -144,68 +166,4 @@ def read_tensor(file: GgufFile, tensor: GgufTensor) -> Tensor:
             f"{file.path.name} is truncated: tensor {tensor.name!r} has {raw.size:,} of {count:,} bytes. Get "
             "the file again."
         )
-    try:
-        return torch.from_numpy(_dequantize(raw, kind)).view(tensor.shape)
-    except NotImplementedError as error:
-        raise UnsupportedModelError(
-            f"{file.path.name}: tensor {tensor.name!r} has type {kind.name}, which the gguf package cannot "
-            "dequantize. Convert the model to Q8_0."
-        ) from error
-
-
-def _dequantize(raw: Bytes, kind: GGMLQuantizationType) -> Floats:
-    """Flat float32 weights out of a tensor's bytes; raises ``NotImplementedError`` for what gguf cannot
-    do."""
-    if kind == GGMLQuantizationType.F32:
-        return raw.view(np.float32)
-    if kind == GGMLQuantizationType.F16:
-        return raw.view(np.float16).astype(np.float32)
-    if kind == GGMLQuantizationType.BF16:
-        # The upper half of a float32. (gguf's own way rounds lanes one by one: 0.3 s a million weights.)
-        return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    block, size = GGML_QUANT_SIZES[kind]
-    blocks = raw.reshape(-1, size)
-    out: Floats = np.empty((len(blocks), block), dtype=np.float32)
-    unpack = _UNPACK.get(kind)
-    step = max(1, _BLOCKS_AT_ONCE * 32 // block)
-    for at in range(0, len(blocks), step):
-        piece = blocks[at : at + step]
-        if unpack is None:
-            out[at : at + step] = quants.dequantize(piece, kind).reshape(len(piece), block)
-        else:
-            unpack(piece, out[at : at + step])
-    return out.reshape(-1)
-
-
-def _halfs(blocks: Bytes, column: int) -> Floats:
-    """The float16 at byte ``column`` of each block, as a float32 column."""
-    return np.ascontiguousarray(blocks[:, column : column + 2]).view(np.float16).astype(np.float32)
-
-
-def _q8_0(blocks: Bytes, out: Floats) -> None:
-    np.multiply(blocks[:, 2:].view(np.int8), _halfs(blocks, 0), out=out)
-
-
-def _nibbles(quants_: Bytes, out: Floats) -> None:
-    # A byte holds weight i in its low and weight i + 16 in its high four bits.
-    out[:, :16] = quants_ & 15
-    out[:, 16:] = quants_ >> 4
-
-
-def _q4_0(blocks: Bytes, out: Floats) -> None:
-    _nibbles(blocks[:, 2:], out)
-    out -= 8
-    out *= _halfs(blocks, 0)
-
-
-def _q4_1(blocks: Bytes, out: Floats) -> None:
-    _nibbles(blocks[:, 4:], out)
-    out *= _halfs(blocks, 0)
-    out += _halfs(blocks, 2)
-
-
-_UNPACK: dict[GGMLQuantizationType, Callable[[Bytes, Floats], None]] = {
-    GGMLQuantizationType.Q8_0: _q8_0,
-    GGMLQuantizationType.Q4_0: _q4_0,
-    GGMLQuantizationType.Q4_1: _q4_1,
-}
+    return raw

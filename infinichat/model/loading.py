@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from infinichat.errors import ConfigError, ModelFileError
 from infinichat.model import family_config
@@ -44,6 +45,7 @@ from infinichat.model.modeling_infini import InfiniForCausalLM
 from infinichat.model.registry import Entry, Registry
 from infinichat.model.rope import rotations
 from infinichat.model.safetensors_file import weight_files
+from infinichat.model.stored import parameter_count, tie
 from infinichat.model.tokenizer import Tokenizer, folder_tokenizer
 from infinichat.model.weights import Stored, fill, read_weights, stored_names
 
@@ -91,10 +93,13 @@ def load_model(
     window: int | None = None,
     segment: int | None = None,
     registry: Registry | None = None,
+    light: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> LoadedModel:
     """Load the model of this name or path (without one the default), with ``window`` and ``segment`` (tokens)
-    in place of its own where given. ``on_progress`` gets tensors read and tensors in all.
+    in place of its own where given. ``light``: the network on torch alone, without importing transformers,
+    which takes 2 s (``hugging_face``), and of a GGUF the matrices in 4 or 8 bits as they are stored
+    (``stored``). ``on_progress`` gets tensors read and tensors in all.
 
     Raises ``ModelNotFoundError`` with the next step, ``ModelFileError`` naming file and tensor,
     ``UnsupportedModelError``, ``ConfigError`` for values that cannot work together.
@@ -110,7 +115,7 @@ def load_model(
     with_sizes(config, window, segment)
     file = _memory_file(entry)
     memory = None if file is None else read_weights(file, dtype=lambda _: wide_dtype(dtype))
-    model = build(config, source, memory=memory, dtype=dtype, on_progress=on_progress)
+    model = build(config, source, memory=memory, dtype=dtype, light=light, on_progress=on_progress)
     _check_vocabulary(source, config, entry.path)
     return LoadedModel(
         model=model,
@@ -119,7 +124,7 @@ def load_model(
         fingerprint=_fingerprint(entry, weights, config),
         trained=config.memory_trained,
         chat_format=config.chat_format,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=parameter_count(model),
         path=entry.path,
     )
 
@@ -201,10 +206,11 @@ def build(
     *,
     memory: Iterable[Stored] | None = None,
     dtype: torch.dtype = torch.float32,
+    light: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> InfiniForCausalLM:
     """The model of ``config`` with the weights of ``source`` and the trained tensors ``memory`` by name;
-    without them the memories have their closed start, the same every time.
+    without them the memories have their closed start, the same every time. ``light`` as in ``load_model``.
 
     Raises ``ModelFileError`` and ``UnsupportedModelError`` naming the tensor.
     """
@@ -213,7 +219,9 @@ def build(
     def precision(name: str) -> torch.dtype:
         return wide_dtype(dtype) if _MEMORY in name else dtype
 
-    stored = read_weights(source.weights, dtype=precision, header=source.header)
+    # Only what computes as a Llama does is run from blocks; the rest would come to be floats again.
+    blocks = light and not config.features and not source.family.fused
+    stored = read_weights(source.weights, dtype=precision, header=source.header, blocks=blocks)
     if memory is not None:
         stored = chain(stored, memory)
     names = list(model.state_dict())
@@ -228,10 +236,13 @@ def build(
     )
     if not complete:
         start_memories(model, wide_dtype(dtype))
-    model.tie_weights()
-    config.dtype = dtype
+    tie(model)
+    model.config.dtype = dtype
     model.train(False)
-    return model
+    if light:
+        return model
+    whole: InfiniForCausalLM = model.as_transformers()
+    return whole
 
 
 def _make_config(path: Path, arguments: Mapping[str, Any]) -> InfiniConfig:
@@ -259,12 +270,26 @@ def _unusable() -> tuple[type[Exception], ...]:
     )
 
 
+class _NoStart(TorchFunctionMode):
+    """Draws no random weights: for tensors without memory torch imports its compiler to do so, a second."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        if func is torch.eye:  # the same
+            kwargs = {**kwargs, "device": "cpu"}
+        return func(*args, **kwargs)
+
+
 def _empty_model(config: InfiniConfig, path: Path) -> InfiniForCausalLM:
     """All modules, no weights: torch's meta device takes no memory."""
     try:
         # Also computed at the first forward; here so that an unknown kind is refused by the loader.
         rotations(config)
-        with torch.device("meta"):
+        with torch.device("meta"), _NoStart():
             return InfiniForCausalLM(config)
     except _unusable() as error:
         raise ConfigError(

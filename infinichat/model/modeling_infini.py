@@ -1,4 +1,4 @@
-"""A decoder with Infini-attention: the Hugging Face face of the model.
+"""A decoder with Infini-attention, on torch alone.
 
 The base part is a plain decoder whose weights have transformers' names; what the families of ``families.py``
 differ in, the configuration says. Each layer attends exactly over the window in an ``InfiniCache``; layers in
@@ -9,17 +9,18 @@ if the tokens had come one at a time.
     cache = InfiniCache(model.config)
     out = model(ids, past_key_values=cache, logits_to_keep=1)     # ids of a million tokens are fine
     model.generate(ids, past_key_values=cache)                    # transformers' own loop
+
+What is transformers' (``generate``, ``from_pretrained``, ``save_pretrained``, the Auto classes) is in
+``hugging_face``, imported only where it is called for: that takes seconds, and a chat needs none of it.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import GenerationMixin, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from infinichat.attention.window import blockwise_attention, local_attention, rotate
 from infinichat.errors import ConfigError, StateError
@@ -36,6 +37,7 @@ from infinichat.model.memories import (
     is_recall,
     is_residual,
 )
+from infinichat.model.outputs import LanguageModelOutput, NetworkOutput
 from infinichat.model.rope import Rotations, rotations
 from infinichat.model.segments import (
     SegmentPlan,
@@ -51,8 +53,19 @@ from infinichat.model.segments import (
 )
 
 
+class AttentionKernel(Protocol):
+    """Another way to attend, for whoever knows the machine."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor | None:
+        """``local_attention`` of T new tokens q [B, H, T, D], the last T of the N that k and v [B, Hkv, N, D]
+        hold: each sees those before it and itself. None where it does not fit."""
+        ...
+
+
 class InfiniAttention(nn.Module):
     """Exact attention over the window, and the paper's memory where the layer has one."""
+
+    kernel: AttentionKernel | None = None
 
     def __init__(self, config: InfiniConfig, layer_idx: int) -> None:
         super().__init__()
@@ -104,9 +117,14 @@ class InfiniAttention(nn.Module):
             out = local_attention(turned, keys, values, scale=self.scale, mask=None, softcap=self.softcap)
         else:
             turned = rotate(q, sight.cos, sight.sin)
-            out = blockwise_attention(
-                turned, keys, values, scale=self.scale, blocks=sight.blocks, softcap=self.softcap
-            )
+            plain = plan.real is None and sight.span is None and self.softcap is None
+            own = self.kernel if plain else None
+            got = None if own is None else own(turned, keys, values, self.scale)
+            if got is None:
+                got = blockwise_attention(
+                    turned, keys, values, scale=self.scale, blocks=sight.blocks, softcap=self.softcap
+                )
+            out = got
         if memory is not None and state.memory is not None and state.memory_k is not None:
             out = memory.attend(out, q, state.memory)
             state.memory_k.append(k)
@@ -166,16 +184,49 @@ class InfiniDecoderLayer(nn.Module):
         return h + added
 
 
-class InfiniPreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]  # its __init_subclass__
-    """What both model classes share with transformers."""
+class InfiniPreTrainedModel(nn.Module):
+    """What both model classes share: the configuration, how weights start, the way to transformers."""
 
-    config: InfiniConfig
-    config_class = InfiniConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = False
-    _supports_sdpa = True
-    # The loss here is a mean; a trainer must not expect it to be divided by its own count of tokens.
-    accepts_loss_kwargs = False
+    def __init__(self, config: InfiniConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' type."""
+        return next(self.parameters()).dtype
+
+    def post_init(self) -> None:
+        """Give every weight its start, but those of a network inside, which has done so itself."""
+        for module in self.children():
+            if not isinstance(module, InfiniPreTrainedModel):
+                module.apply(self._init_weights)
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        """Make one what are two names of one matrix; without a head there are none."""
+
+    def save_pretrained(self, *arguments: Any, **named: Any) -> Any:
+        """transformers' own, as all methods of that name."""
+        return self.as_transformers().save_pretrained(*arguments, **named)
+
+    @classmethod
+    def from_pretrained(cls, *arguments: Any, **named: Any) -> Any:
+        """transformers' own: returns a model of ``hugging_face``'s class of the same name."""
+        from infinichat.model import hugging_face
+
+        return getattr(hugging_face, cls.__name__).from_pretrained(*arguments, **named)
+
+    def as_transformers(self) -> Any:
+        """This model as ``hugging_face``'s class of the same name; nothing is copied."""
+        from infinichat.model import hugging_face
+
+        return getattr(hugging_face, type(self).__name__).of(self)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -191,8 +242,10 @@ class InfiniPreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]  
             nn.init.constant_(module.beta, PaperMemory.BETA_START)
 
 
-class InfiniModel(InfiniPreTrainedModel):  # type: ignore[no-untyped-call]  # its __init_subclass__
+class InfiniModel(InfiniPreTrainedModel):
     """Embeddings, layers, final norm."""
+
+    layers: Any  # a ModuleList, whose items are no InfiniDecoderLayer to a type checker
 
     def __init__(self, config: InfiniConfig) -> None:
         super().__init__(config)
@@ -201,7 +254,7 @@ class InfiniModel(InfiniPreTrainedModel):  # type: ignore[no-untyped-call]  # it
         )
         self.layers = nn.ModuleList(InfiniDecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = norm_of(config)
-        self.post_init()  # type: ignore[no-untyped-call]
+        self.post_init()
 
     def new_cache(self, batch_size: int = 1) -> InfiniCache:
         """An empty state that fits these weights."""
@@ -216,7 +269,7 @@ class InfiniModel(InfiniPreTrainedModel):  # type: ignore[no-untyped-call]  # it
         use_cache: bool | None = None,
         keep: int = 0,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
+    ) -> NetworkOutput:
         """Final hidden states of the last ``keep`` tokens (0: of all) of input_ids [B, T], T >= 1.
 
         ``attention_mask`` [B, T] or longer (then its last T columns count): 0 marks padding. Positions follow
@@ -230,6 +283,10 @@ class InfiniModel(InfiniPreTrainedModel):  # type: ignore[no-untyped-call]  # it
                 "input_ids is None; the memory stores tokens, so pass input_ids [batch, tokens]."
             )
         cache = self._cache_for(input_ids, past_key_values)
+        if cache.pending is not None:
+            from infinichat.model.reading import settle
+
+            settle(self, cache)
         mask = self._padding(cache, input_ids, attention_mask)
         outputs: list[Tensor] = []
         start, length = 0, input_ids.shape[1]
@@ -250,7 +307,7 @@ class InfiniModel(InfiniPreTrainedModel):  # type: ignore[no-untyped-call]  # it
         if mask is None:
             # A copy, so that one row does not keep a whole piece's states alive.
             cache.last_hidden = hidden[:, -1].clone() if hidden.shape[1] > 1 else hidden[:, -1]
-        return BaseModelOutputWithPast(
+        return NetworkOutput(
             last_hidden_state=outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1),
             past_key_values=cache if use_cache is not False or past_key_values is not None else None,
         )
@@ -365,19 +422,14 @@ def _refuse_unsupported(arguments: dict[str, Any]) -> None:
             raise ConfigError(f"{name} was given; an Infini model does not support it. Leave it out.")
 
 
-# The ignored type: its __init_subclass__.
-class InfiniForCausalLM(InfiniPreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-call]
+class InfiniForCausalLM(InfiniPreTrainedModel):
     """The language model: ``InfiniModel`` and a vocabulary head."""
-
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012  transformers' form
-    # Refuses what needs an un-writable state, such as assisted generation.
-    _is_stateful = True
 
     def __init__(self, config: InfiniConfig) -> None:
         super().__init__(config)
         self.model = InfiniModel(config)
         self.lm_head = CappedHead(config.hidden_size, config.vocab_size, cap=config.final_logit_softcapping)
-        self.post_init()  # type: ignore[no-untyped-call]
+        self.post_init()
 
     def forward(
         self,
@@ -388,7 +440,7 @@ class InfiniForCausalLM(InfiniPreTrainedModel, GenerationMixin):  # type: ignore
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> LanguageModelOutput:
         """Logits [B, logits_to_keep or T, V] and, with ``labels`` [B, T] (-100 is ignored), the mean
         cross-entropy of each token's successor over all segments. Other arguments as ``InfiniModel``."""
         outputs = self.model(
@@ -404,7 +456,7 @@ class InfiniForCausalLM(InfiniPreTrainedModel, GenerationMixin):  # type: ignore
         if labels is not None:
             shifted = logits[:, :-1].float().flatten(0, 1)
             loss = F.cross_entropy(shifted, labels[:, 1:].flatten(), ignore_index=-100)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
+        return LanguageModelOutput(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
 
     def next_logits(self, cache: InfiniCache) -> Tensor:
         """Logits [B, V] for the token after the last one fed, without feeding anything.
@@ -421,49 +473,17 @@ class InfiniForCausalLM(InfiniPreTrainedModel, GenerationMixin):  # type: ignore
         return embedding
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.embed_tokens = value
+        self.model.embed_tokens = value  # type: ignore[assignment]  # whatever gives rows for ids
 
     def get_output_embeddings(self) -> nn.Module:
         head: nn.Module = self.lm_head
         return head
 
-    def _prepare_cache_for_generation(  # type: ignore[override]  # says bool, returns nothing
-        self, generation_config: Any, model_kwargs: dict[str, Any], *_: Any
-    ) -> None:
-        # The first forward makes the cache, for as many rows as generate() really uses (beams, samples).
-        return
+    def tie_weights(self) -> None:
+        """Make the vocabulary head the embedding's own matrix where the configuration says so."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
 
-    def prepare_inputs_for_generation(  # type: ignore[override]
-        self,
-        input_ids: Tensor,
-        next_sequence_length: int | None = None,
-        past_key_values: InfiniCache | None = None,
-        attention_mask: Tensor | None = None,
-        is_first_iteration: bool | None = False,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """Only what the state has not seen goes in.
-
-        To go on with a state, pass ``generate`` either the whole conversation as ``input_ids``, or only the
-        new ids with an ``attention_mask`` over everything. Raises ``StateError`` when that leaves nothing to
-        feed.
-        """
-        seen = 0 if past_key_values is None else past_key_values.get_seq_length()
-        new = next_sequence_length
-        if seen and new is None and not is_first_iteration:
-            new = 1
-        if new is not None:
-            if new < 1:
-                raise StateError(
-                    f"input_ids has {input_ids.shape[1]} tokens and the state has seen {seen}; pass the "
-                    "whole conversation with at least one new token, or only new tokens with an "
-                    "attention_mask over all."
-                )
-            input_ids = input_ids[:, -new:]
-        return {
-            "input_ids": input_ids,
-            "past_key_values": past_key_values,
-            "attention_mask": attention_mask,
-            "use_cache": kwargs.get("use_cache", True),
-            "logits_to_keep": 1,
-        }
+    def generate(self, *arguments: Any, **named: Any) -> Any:
+        """transformers' own loop over ``as_transformers()``."""
+        return self.as_transformers().generate(*arguments, **named)

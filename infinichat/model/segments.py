@@ -207,7 +207,7 @@ def keep_last_hidden(cache: InfiniCache, hidden: Tensor, real: Tensor) -> None:
 def drop_left(cache: InfiniCache, count: int) -> None:
     """Forget the ``count`` oldest slots after their layers have been written, and move E forward."""
     window, segment = cache.config.window, cache.config.segment
-    for state in cache.states:
+    for state in cache.live:
         for slots in state.slots():
             slots.drop(count)
     cache.ids.drop(count)
@@ -228,7 +228,7 @@ def keep_sinks(cache: InfiniCache) -> None:
         return
     if cache.uniform:
         if cache.evicted == 0:
-            for state in cache.states:
+            for state in cache.live:
                 state.sink_k = state.k.content[:, :, :sinks].clone()
                 state.sink_v = state.v.content[:, :, :sinks].clone()
         return
@@ -254,7 +254,8 @@ def turn_sinks(cache: InfiniCache, rotations: Rotations) -> None:
         kind: rotary(shift.reshape(-1, 1, 1), kind.inv_freq, wide_dtype(cache.dtype))  # [1 or B, 1, 1, D]
         for kind in (rotations.full, rotations.sliding)
     }
-    for layer, state in enumerate(cache.states):
+    first = cache.config.num_hidden_layers - len(cache.states)  # a part of a state ends at the top layer
+    for layer, state in enumerate(cache.live, start=first):
         cos, sin = by[rotations.sliding if cache.config.slides(layer) else rotations.full]
         assert state.sink_k is not None
         assert state.sink_v is not None

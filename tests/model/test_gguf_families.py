@@ -22,6 +22,7 @@ from infinichat.model.gguf_file import GgufFile, GgufTensor, read_gguf_header
 from infinichat.model.loading import load_model
 from infinichat.model.registry import Registry
 from infinichat.model.retrofit import retrofit
+from infinichat.model.stored import stored
 from infinichat.paths import Paths
 
 from .conftest import CONTROL, MERGES, byte_vocabulary, interleaved
@@ -261,3 +262,18 @@ def test_what_an_architecture_does_not_have_is_refused_by_name(write: Write, reg
     del file.tensors["blk.0.ffn_gate_exps.weight"]
     with pytest.raises(ModelFileError, match="blk.0.ffn_gate_exps.weight"):
         gguf_config(file)
+
+
+@architectures
+def test_loaded_without_transformers_and_in_blocks_it_is_the_same(
+    write: Write, registry: Registry, name: str
+) -> None:
+    """Where blocks are not taken as they are, and where scales and caps would be lost with their modules."""
+    if name == "phi3-longrope":
+        return  # as phi3
+    path, _ = write(name, kind=Kind.Q8_0)
+    ids = family_ids(64)
+    plain, light = (load_model(path, registry=registry, window=64, light=light) for light in (False, True))
+    torch.testing.assert_close(logits(light.model, ids), logits(plain.model, ids), rtol=1e-4, atol=1e-4)
+    assert light.parameters == plain.parameters
+    assert bool(stored(light.model)) is (name in ("llama", "qwen2"))
