@@ -6,8 +6,6 @@ are timed against each other for a few tokens; after that the plan remembers whi
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +15,7 @@ import torch
 from infinichat.config import EngineSettings
 from infinichat.engine.attend import use_native_attention
 from infinichat.engine.device import Plan, StepName
+from infinichat.engine.heap import give_back_memory
 from infinichat.engine.kernels import ModuleStep, PlainStep, Step
 from infinichat.engine.native import NativeStep, native_library
 from infinichat.engine.quantize import WeightFormat
@@ -89,12 +88,6 @@ def _steps(
     if plan.device == "cpu" and wanted and PlainStep.fits(model):
         steps["plain"] = PlainStep(model, format=plan.weights)
     return steps or {"module": ModuleStep(model)}
-
-
-def give_back_memory() -> None:
-    """Return to the system what weights took that are gone; glibc would keep it (1,240 MB became 770 MB)."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _token_seconds(model: InfiniForCausalLM, step: Step) -> float:

@@ -301,6 +301,6 @@ class SessionWorker:
 def _give_back_memory() -> None:
     """What a checkpoint took goes back to the system. Only torch's engines took any."""
     if "torch" in sys.modules:
-        from infinichat.engine.placing import give_back_memory
+        from infinichat.engine.heap import give_back_memory
 
         give_back_memory()

@@ -83,3 +83,15 @@ def test_a_model_that_cannot_leave_layers_out_refuses_such_a_state(make_engine: 
     top = make_engine(**{**TWO_ABOVE, "memory_layers": [3], "memory_rank": 0})
     with pytest.raises(StateError):
         top.load_state(dump)
+
+
+@pytest.mark.parametrize(("length", "times"), [(100, 0), (600, 1)])
+def test_after_many_ids_the_memory_of_their_forwards_goes_back(
+    length: int, times: int, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from infinichat.engine import generate
+
+    given_back: list[int] = []
+    monkeypatch.setattr(generate, "give_back_memory", lambda: given_back.append(1))
+    fed(make_engine(), some_ids(length), "prefill")
+    assert len(given_back) == times

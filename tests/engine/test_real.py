@@ -68,6 +68,14 @@ def test_single_tokens_are_as_good_as_whole_segments_in_float32(
     assert sum(divergences) / len(divergences) < 0.002
 
 
+def test_no_bit_of_a_weight_is_lost_by_keeping_the_files_own(engine: InfiniEngine, weights: Path) -> None:
+    exact = load_model(weights, window=128, segment=32).model.state_dict()
+    ours = engine.model.state_dict()
+    assert ours.keys() == exact.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, exact[name].to(tensor.dtype)), name
+
+
 def test_a_greedy_answer_goes_on_after_a_restart_as_if_never_stopped(engine: InfiniEngine) -> None:
     state = engine.new_state()
     for _ in engine.feed(state, engine.tokenizer.encode(TEXT * 10)):
