@@ -143,7 +143,7 @@ class _Branches:
         mask[:, self._before :].masked_fill_(~own.to(cache.device), torch.finfo(embeddings.dtype).min)
         group = cache.config.num_attention_heads // cache.config.num_key_value_heads
         block = QueryBlock(0, len(rows), count, mask.repeat(group, 1)[None, None])
-        sight = Sight(cos, sin, (block,))
+        sight = Sight(cos, sin, (block,), causal=False)
         return SegmentPlan(positions, sight, sight, None, self._front > 0, ids, embeddings)
 
     def _keep(self, going: list[int]) -> None:

@@ -117,7 +117,7 @@ class InfiniAttention(nn.Module):
             out = local_attention(turned, keys, values, scale=self.scale, mask=None, softcap=self.softcap)
         else:
             turned = rotate(q, sight.cos, sight.sin)
-            plain = plan.real is None and sight.span is None and self.softcap is None
+            plain = sight.causal and sight.span is None and plan.real is None and self.softcap is None
             own = self.kernel if plain else None
             got = None if own is None else own(turned, keys, values, self.scale)
             if got is None:

@@ -37,12 +37,14 @@ tokens, 2 % less for 256 after 768 (measured with 32 to 512 queries)."""
 @dataclass(frozen=True, slots=True)
 class Sight:
     """What the queries of T new slots see: ``cos`` and ``sin`` broadcastable to [B, H, T, D], ``blocks`` of
-    queries with their masks, and ``span``, how many keys one query sees at most (None: all)."""
+    queries with their masks, and ``span``, how many keys one query sees at most (None: all). ``causal``: each
+    sees all keys before it and its own, as far as ``span`` goes and slots are tokens."""
 
     cos: Tensor
     sin: Tensor
     blocks: tuple[QueryBlock, ...]
     span: int | None = None
+    causal: bool = True
 
 
 @dataclass(frozen=True, slots=True)

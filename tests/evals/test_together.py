@@ -44,6 +44,17 @@ def test_together_is_as_alone(make_engine: MakeEngine, changes: dict[str, object
     assert len(set(alone)) > 2
 
 
+def test_a_kernel_that_shows_all_that_came_before_is_not_asked(make_engine: MakeEngine) -> None:
+    """The branches stand behind each other in the window, and must not see each other."""
+    bench = roomy(make_engine)
+    conversation = told(bench)
+    fill(conversation, 120)
+    alone = [conversation.ask(question, max_tokens=6) for question in QUESTIONS]
+    for layer in bench.engine.model.model.layers:
+        layer.self_attn.kernel = lambda q, k, v, scale: torch.zeros_like(q)
+    assert Asker(bench).ask(conversation, QUESTIONS, max_tokens=6) == alone
+
+
 def test_asking_together_changes_nothing(make_engine: MakeEngine) -> None:
     bench = roomy(make_engine)
     conversation = told(bench)
