@@ -13,9 +13,11 @@ from typing import Any, Literal, Protocol
 
 from infinichat.messages import LayerMemory, SamplingOptions
 
-FeedMode = Literal["prefill", "decode"]
-"""How ids entered a state: whole segments per forward, or one id per forward. Both give the same state up to
-rounding; a replay uses the mode that was used the first time, so that it is exact to the last bit."""
+FeedMode = Literal["prefill", "decode", "read"]
+"""How ids entered a state: whole segments per forward, or one id per forward; both give the same state up to
+rounding. "read" is "prefill" for long texts: what the memory gets is the same, the layers above it are run
+later and only over the end (``model.reading``). A replay uses the mode that was used the first time, so that
+it is exact to the last bit."""
 
 
 class CancelFlag(Protocol):

@@ -41,7 +41,8 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         {"attention", "errors", "messages", "protocols", "paths"},
         {"torch", "transformers", "safetensors", "gguf", "numpy", "tokenizers"},
     ),
-    "chat_format": ({"messages", "errors", "protocols"}, set()),
+    "chat_templates": (set(), set()),
+    "chat_format": ({"chat_templates", "messages", "errors", "protocols"}, set()),
     "engine": (
         {"attention", "model", "messages", "protocols", "errors", "config", "paths"},
         {"torch", "numpy", "psutil"},
@@ -229,6 +230,12 @@ def test_light_commands_import_no_torch(argv: list[str], tmp_path: Path) -> None
 )
 def test_light_modules_import_no_torch(module: str, tmp_path: Path) -> None:
     assert not modules_after(f"import {module}", tmp_path) & {"torch", "transformers", "gguf"}
+
+
+def test_answering_needs_no_transformers(tmp_path: Path) -> None:
+    parts = ("engine.load", "engine.generate", "engine.placing", "model.loading")
+    code = f"import {', '.join(f'infinichat.{part}' for part in parts)}"
+    assert not modules_after(code, tmp_path) & {"transformers", "huggingface_hub", "sympy"}
 
 
 def test_no_file_is_longer_than_its_limit() -> None:

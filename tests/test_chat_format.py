@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infinichat.chat_format import TEMPLATES, ChatFormat, Control, Encoded, Template, Utterance, chat_format
+from infinichat.chat_format import ChatFormat, Encoded, Utterance, chat_format
+from infinichat.chat_templates import TEMPLATES, Control, Template
 from infinichat.engine.byte_tokenizer import CONTROL_TOKENS, ByteTokenizer
 from infinichat.errors import ConfigError
 
@@ -57,7 +58,8 @@ WHOLE = {
         "<|user|>\nAnd now?<|end|>\n<|assistant|>\nBye.<|end|>\n"
     ),
 }
-WHOLE["qwen"] = WHOLE["chatml"]
+WHOLE |= dict.fromkeys(("qwen", "qwen2", "qwen3"), WHOLE["chatml"])
+WHOLE["qwen3-hybrid"] = WHOLE["chatml"].replace("assistant\n", "assistant\n<think>\n\n</think>\n\n")
 
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
@@ -69,6 +71,13 @@ def test_each_family_is_written_with_its_own_marks(name: str) -> None:
 def test_the_first_turn_is_what_smollm_was_trained_on() -> None:
     encoded = chat_format(TOKENIZER, "chatml").encode_user("Hi", first=True)
     assert shown(encoded.ids) == f"{SYSTEM}<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_qwen3_gets_no_system_text_unasked() -> None:
+    for name, opened in (("qwen3", ""), ("qwen3-hybrid", "<think>\n\n</think>\n\n")):
+        encoded = chat_format(TOKENIZER, name).encode_user("Hi", first=True)
+        turn = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+        assert shown(encoded.ids) == turn + opened
 
 
 def test_a_later_turn_closes_the_answer_before_it_and_repeats_nothing() -> None:

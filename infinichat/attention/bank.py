@@ -56,6 +56,10 @@ LEAST_SHARE = 0.05
 """Chance agreement with what was hardly read is not followed; most tokens then cost nothing more."""
 
 
+NEARLY = 5.0
+"""By how much the write gate may miss a token that stands right before one that is written."""
+
+
 @dataclass(frozen=True, slots=True)
 class BankState:
     """S slots of each of B conversations: ``keys`` [B, S, K] and ``marks`` [B, S, F] of unit norm,
@@ -123,6 +127,12 @@ class BankRead:
     null: Tensor
     ended: Tensor
     route: Tensor
+
+
+def with_next(logits: Tensor, following: Tensor) -> Tensor:
+    """The write gate's ``logits`` [...] of tokens when those of the next ones, ``following`` [...], are
+    known: what begins something to be written is written if it nearly would have been by itself."""
+    return torch.maximum(logits, torch.minimum(logits + NEARLY, following))
 
 
 def headwise_unit(projected: Tensor, head_weight: Tensor) -> Tensor:

@@ -22,6 +22,9 @@ HEIR_SHARE, HEIR_NEAR, HEIR_MARGIN = 0.6, 0.5, 12.0
 """A token that replaces something by more than this inherits reads from what has more than this part of the
 largest share, if it does not answer so many nats worse."""
 
+NEARLY = 5.0
+"""By how much a token's write gate may be too low when the next one's is open."""
+
 LEAST_OPEN = 0.05
 """Below this, what a read carries on is shut."""
 
@@ -40,6 +43,9 @@ class BankParameters:
     novelty: Tensor
     gate_taps: Tensor
     gate_bias: Tensor
+    gate_in: Tensor
+    gate_in_bias: Tensor
+    gate_out: Tensor
     matrix_gain: Tensor
     softness: Tensor
     out: Tensor
@@ -95,7 +101,8 @@ def bank_layer(
     x: Tensor, values: Tensor, ids: list[int], p: BankParameters, *, order: int, slots: int
 ) -> Banked:
     """x [T, C] are the layer's normed inputs, values [T, H, D] of ``reference.token_values`` for the tokens
-    ``ids``; ``order`` is DPFP's, ``slots`` the size of the bank. Each token first reads, then is written."""
+    ``ids``; ``order`` is DPFP's, ``slots`` the size of the bank. Each token first reads; then the one before
+    it is written."""
     length, heads, _ = values.shape
     words = values.flatten(1)
     weights = p.head_weight.softmax(dim=0)
@@ -111,8 +118,14 @@ def bank_layer(
         parts = projection(t).chunk(heads)
         return torch.cat([unit(part) * weights[h].sqrt() for h, part in enumerate(parts)])
 
-    def strength(t: int) -> Tensor:
-        logit = sum((tap @ back(x, t, j) for j, tap in enumerate(p.gate_taps)), p.gate_bias)
+    def gate(t: int) -> Tensor:
+        seen = torch.cat([back(x, t, j) for j in range(len(p.gate_taps))])
+        inner = p.gate_in @ seen + p.gate_in_bias
+        return p.gate_taps.flatten() @ seen + p.gate_bias + p.gate_out @ (inner * torch.sigmoid(inner))
+
+    def strength(s: int) -> Tensor:
+        """Of token s, when the one after it has been read."""
+        logit = torch.maximum(gate(s), torch.minimum(gate(s) + NEARLY, gate(s + 1)))
         return 2 * (torch.sigmoid(logit) - 0.5).clamp(min=0)
 
     bank: list[Pair] = []
@@ -128,16 +141,17 @@ def bank_layer(
             rows.append(_addition(x[t], read, ended, blurred, bank, p))
         else:
             rows.append((nothing, nothing[0], nothing, nothing[0]))
-        b = strength(t)
+        s = t - 1
+        b = strength(s) if t else x.new_zeros(())
         if b > 0:
             written += 1
-            mark, zero = unit(projection(t - 1, p.fade)), b.new_zeros(())
-            novelty = projection(t - 1, p.novelty[None])[0]
-            pair = Pair(key(t - 1), mark, words[t], ids[t], zero, written, last, zero)
+            mark, zero = unit(projection(s - 1, p.fade)), b.new_zeros(())
+            novelty = projection(s - 1, p.novelty[None])[0]
+            pair = Pair(key(s - 1), mark, words[s], ids[s], zero, written, last, zero)
             bank = _written(bank, pair, novelty, p)
             bank = _readiest(bank, written, p, slots)
-            features = [recall_features(projection(t - 1), h, heads, order) for h in range(heads)]
-            M = [store(M[h], features[h], values[t, h], b) for h in range(heads)]
+            features = [recall_features(projection(s - 1), h, heads, order) for h in range(heads)]
+            M = [store(M[h], features[h], values[s, h], b) for h in range(heads)]
         last = bool(b > 0)
     added, opened, found, wish = (torch.stack(column) for column in zip(*rows, strict=True))
     return Banked(added, opened, found, wish, bank, M)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from infinichat.bench.roofs import machine_rates, roof
+from infinichat.bench.wire import Task
 from infinichat.config import load_settings
 from infinichat.engine.load import load_engine
 from infinichat.errors import UsageError
 from infinichat.messages import SamplingOptions
 from infinichat.paths import default_paths
+from infinichat.session.chain import document_pieces
 from infinichat.store.records import SnapshotHeader
 from infinichat.store.snapshot_file import read_snapshot, write_snapshot
 
@@ -38,6 +41,7 @@ class InfinichatPeer:
         settings = replace(settings, engine=replace(settings.engine, **changes))
         self.engine = load_engine(model, settings)
         self._state: Any = None
+        self._rates: tuple[float, float] | None = None
         self._file = Path(tempfile.mkdtemp(prefix="infinichat-bench-")) / "state.safetensors"
 
     def describe(self) -> dict[str, Any]:
@@ -57,6 +61,19 @@ class InfinichatPeer:
         for _ in self.engine.feed(self._state, ids):
             pass
         self._choose()
+
+    def read_document(self, ids: Sequence[int]) -> None:
+        self._state = self.engine.new_state()
+        for mode, part in document_pieces(ids):
+            for _ in self.engine.feed(self._state, part, mode=mode):
+                pass
+        self._choose()
+
+    def roof(self, task: Task, history: int) -> dict[str, float]:
+        if self._rates is None:
+            config = self.engine.model.config
+            self._rates = machine_rates(self.engine.model.model.norm.weight.dtype, config.segment)
+        return asdict(roof(self.engine, task, history, self._rates))
 
     def decode(self, count: int) -> list[float]:
         if self._state is None:

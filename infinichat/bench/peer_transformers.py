@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from infinichat.bench.wire import Task
 from infinichat.errors import UsageError
 from infinichat.model.loading import load_model
 
@@ -64,6 +65,12 @@ class TransformersPeer:
         self._ids = [*ids, int(out.logits[0, -1].argmax())]
 
     @torch.inference_mode()
+    def read_document(self, ids: Sequence[int]) -> None:
+        self.read(ids)
+
+    def roof(self, task: Task, history: int) -> dict[str, float]:
+        raise UsageError("roof is measured for infinichat only; expected a call to our own engine.")
+
     def decode(self, count: int) -> list[float]:
         if self._cache is None:
             raise UsageError("Nothing was read yet; expected a read before a decode.")
@@ -109,6 +116,11 @@ def llama_of(ref: str | None, dtype: torch.dtype) -> Any:
 
     ours = load_model(ref, dtype=dtype).model
     config = ours.config
+    if config.features or isinstance(config.attention_bias, str):
+        raise UsageError(
+            f"{ref or 'The default model'} is of family {config.family!r}; transformers is compared on "
+            "Llama's decoder only. Choose a Llama or SmolLM2."
+        )
     rope = {"rope_theta": config.infini_rope["theta"], **(config.infini_rope["scaling"] or {})}
     theirs = LlamaConfig(
         **{name: getattr(config, name) for name in SHARED},

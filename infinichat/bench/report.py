@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,20 @@ def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
+def roof_cells(roof: Mapping[str, float], tokens_per_s: float) -> dict[str, float]:
+    """For a row's ``extra``: what a token needs, what the machine does, and the share of the lower of its two
+    limits that ``tokens_per_s`` reaches (``roofs``)."""
+    by_bytes = roof["bytes"] / roof["bytes_per_s"]
+    by_operations = roof["operations"] / roof["operations_per_s"]
+    return {
+        "token_mb": roof["bytes"] / 1e6,
+        "token_mflop": roof["operations"] / 1e6,
+        "gb_per_s": roof["bytes_per_s"] / 1e9,
+        "gflop_per_s": roof["operations_per_s"] / 1e9,
+        "reached": tokens_per_s * max(by_bytes, by_operations),
+    }
+
+
 def table(report: Report) -> str:
     """The report as text."""
     machine = report.machine
@@ -95,6 +109,12 @@ def table(report: Report) -> str:
             for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
         ]
         lines.append("  ".join(aligned).rstrip())
+    roofs = next((row.extra for row in report.rows if "reached" in row.extra), None)
+    if roofs is not None:
+        lines.append(
+            f"this machine: {roofs['gb_per_s']:.1f} GB/s from memory, {roofs['gflop_per_s']:.0f} GFLOP/s; "
+            "reached: of the lower of the two limits that these set to a token"
+        )
     return "\n".join([*lines, *(f"note: {note}" for note in report.notes)])
 
 
@@ -134,7 +154,19 @@ def plot(report: Report, file: Path) -> None:
     pyplot.close(figure)
 
 
-_HEAD = ("engine", "weights", "history", "tokens/s", "spread", "first token", "RAM", "state", "we are")
+_HEAD = (
+    "engine",
+    "weights",
+    "history",
+    "tokens/s",
+    "spread",
+    "first token",
+    "RAM",
+    "state",
+    "we are",
+    "a token",
+    "reached",
+)
 _TIMES_HEAD = ("engine", "what", "messages", "median", "95 %", "longest", "times")
 
 
@@ -156,7 +188,13 @@ def _cells(row: Row) -> tuple[str, ...]:
         _number(row.rss_mb, "{:.0f} MB"),
         _number(row.state_mb, "{:.1f} MB"),
         _number(row.ratio, "{:.2f} x"),
+        _needs(row.extra),
+        _number(row.extra.get("reached"), "{:.0%}"),
     )
+
+
+def _needs(extra: Mapping[str, Any]) -> str:
+    return f"{extra['token_mb']:.1f} MB {extra['token_mflop']:.0f} MFLOP" if "reached" in extra else ""
 
 
 def _number(value: float | None, form: str) -> str:

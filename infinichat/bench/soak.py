@@ -31,6 +31,8 @@ from infinichat.engine.load import load_engine
 from infinichat.errors import ModelError, StoreError, UsageError
 from infinichat.messages import SamplingOptions
 from infinichat.paths import default_paths
+from infinichat.protocols import FeedMode
+from infinichat.session.chain import document_pieces
 from infinichat.store.records import SnapshotHeader
 from infinichat.store.snapshot_file import read_snapshot, write_snapshot
 
@@ -96,7 +98,7 @@ class _Soak:
         saved = time.monotonic()
         while progress.tokens < tokens:
             stop = min(_next_mark(progress.tokens), tokens, progress.tokens + STRETCH)
-            self._stretch(state, progress, stop)
+            self._stretch(state, progress, stop, tokens)
             if progress.tokens in (_next_mark(progress.tokens - 1), tokens):
                 progress.rows.append(self._look(state, progress))
                 progress.decade_tokens, progress.decade_seconds, progress.decade_cpu = 0, 0.0, 0.0
@@ -106,11 +108,17 @@ class _Soak:
         self._keep(state, progress)
         return self._report(progress, tokens)
 
-    def _stretch(self, state: Any, progress: Progress, stop: int) -> None:
+    def _stretch(self, state: Any, progress: Progress, stop: int, total: int) -> None:
         ids = self.source.ids(progress.tokens, stop)
         start, cpu = time.perf_counter(), time.process_time()
-        for _ in self.engine.feed(state, ids):
-            pass
+        # As a document is read: what is left out of that is made up for before somebody looks.
+        looked_at = stop in (_next_mark(progress.tokens), total)
+        pieces: list[tuple[FeedMode, tuple[int, ...]]] = [("read", tuple(ids))]
+        if looked_at:
+            pieces = document_pieces(ids)
+        for mode, part in pieces:
+            for _ in self.engine.feed(state, part, mode=mode):
+                pass
         seconds = time.perf_counter() - start
         progress.decade_cpu += time.process_time() - cpu
         progress.decade_tokens += len(ids)

@@ -2,6 +2,7 @@
 
 decode    tokens/s of an answer after so many tokens of history (greedy)
 prefill   tokens/s of reading so many tokens, from nothing to the choice of the first id
+read      the same, as ``infinichat read`` reads a document (``model.reading``)
 resume    a conversation comes back from disk: seconds to the next id. Engines that keep no state on disk
           read the whole conversation again
 """
@@ -10,9 +11,16 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from typing import Literal
 
 from infinichat.bench.peers import Options, Running, Say, prompt_ids, started
-from infinichat.bench.report import Report, Row, machine_now, median_ratio, speeds
+from infinichat.bench.report import Report, Row, machine_now, median_ratio, roof_cells, speeds
+from infinichat.bench.wire import Task
+
+Reading = Literal["prefill", "read"]
+
+OURS = "infinichat"
+"""The engine that has a roof and reads documents in a way of its own."""
 
 WARM_UP = 4
 """Ids generated before the first round: threads start, buffers and caches are filled."""
@@ -33,15 +41,17 @@ def decode(options: Options, *, histories: Sequence[int], tokens: int, rounds: i
                 mine.append(engine.child.ask("decode", count=share)["seconds"])
         rates = [speeds(mine) for mine in taken]
         return [
-            _row(engine, history, rate, rates[0], first_token_s=seconds)
+            _row(engine, history, rate, rates[0], first_token_s=seconds, task="decode")
             for engine, rate, seconds in zip(engines, rates, first, strict=True)
         ]
 
     return _measured("decode", options, histories, measure, say)
 
 
-def prefill(options: Options, *, histories: Sequence[int], rounds: int, say: Say) -> Report:
-    """Each engine reads each history ``rounds`` times, other ids each time."""
+def prefill(
+    options: Options, *, histories: Sequence[int], rounds: int, say: Say, task: Reading = "prefill"
+) -> Report:
+    """Each engine reads each history ``rounds`` times, other ids each time; "read": as a document."""
 
     def measure(engines: list[Running], history: int) -> list[Row]:
         for engine in engines:
@@ -51,14 +61,14 @@ def prefill(options: Options, *, histories: Sequence[int], rounds: int, say: Say
             say(f"{history:,} tokens: round {number + 1} of {rounds}")
             ids = prompt_ids(history, seed=number + 1)
             for engine, mine in zip(engines, taken, strict=True):
-                mine.append(_read(engine, ids))
+                mine.append(_read(engine, ids, task))
         rates = [[history / seconds for seconds in mine] for mine in taken]
         return [
-            _row(engine, history, rate, rates[0], first_token_s=statistics.median(mine))
+            _row(engine, history, rate, rates[0], first_token_s=statistics.median(mine), task=task)
             for engine, rate, mine in zip(engines, rates, taken, strict=True)
         ]
 
-    return _measured("prefill", options, histories, measure, say)
+    return _measured(task, options, histories, measure, say)
 
 
 def resume(options: Options, *, histories: Sequence[int], rounds: int, say: Say) -> Report:
@@ -104,8 +114,10 @@ def _measured(task: str, options: Options, histories: Sequence[int], measure: ob
     )
 
 
-def _read(engine: Running, ids: list[int]) -> float:
-    return float(engine.child.ask("read", ids=ids)["seconds"])
+def _read(engine: Running, ids: list[int], task: Reading = "prefill") -> float:
+    # Only ours has two ways.
+    call = "document" if task == "read" and engine.engine == OURS else "read"
+    return float(engine.child.ask(call, ids=ids)["seconds"])
 
 
 def _row(
@@ -116,8 +128,12 @@ def _row(
     *,
     first_token_s: float,
     file_mb: float | None = None,
+    task: Task | None = None,
 ) -> Row:
     memory = engine.child.ask("memory")
+    extra: dict[str, float] = {} if file_mb is None else {"file_mb": file_mb}
+    if task is not None and rates is not None and engine.engine == OURS:
+        extra |= roof_cells(engine.child.ask("roof", task=task, history=history), statistics.median(rates))
     return Row(
         engine=engine.engine,
         weights=engine.weights,
@@ -129,5 +145,5 @@ def _row(
         low=None if rates is None else min(rates),
         high=None if rates is None else max(rates),
         ratio=None if rates is None or ours is None else median_ratio(ours, rates),
-        extra={} if file_mb is None else {"file_mb": file_mb},
+        extra=extra,
     )

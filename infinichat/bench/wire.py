@@ -5,10 +5,12 @@ one is measured. Whatever the engine is written in, it answers the same calls::
 
     {"do": "describe"}                     {"engine", "weights", "load_s"}
     {"do": "read", "ids": [...]}           {"seconds"}     from nothing to the choice of the first id
+    {"do": "document", "ids": [...]}       {"seconds"}     the same as a document is read, where that differs
     {"do": "decode", "count": 16}          {"seconds": [...]}     one for each id, or one for each id's share
     {"do": "suspend"}                      {"seconds", "bytes"}   the state is written to a file and dropped
     {"do": "resume"}                       {"seconds"}     from that file to the choice of the next id
     {"do": "memory"}                       {"rss_mb", "state_mb"}
+    {"do": "roof", "task": "decode", "history": 512}    {"bytes", "operations", "bytes_per_s", ...}: of ours
 
 An engine that cannot do something answers {"error": sentence}.
 """
@@ -21,9 +23,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from typing import IO, Any, Self
+from typing import IO, Any, Literal, Self
 
 from infinichat.errors import InfiniChatError
+
+Task = Literal["decode", "prefill", "read"]
+"""What has a roof."""
 
 
 class PeerError(InfiniChatError):

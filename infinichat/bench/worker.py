@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Protocol, TextIO
 
+from infinichat.bench.wire import Task
 from infinichat.errors import InfiniChatError
 
 
@@ -38,6 +39,14 @@ class Peer(Protocol):
         ...
 
     def state_bytes(self) -> int: ...
+
+    def read_document(self, ids: Sequence[int]) -> None:
+        """As ``read``, in the way in which documents are read."""
+        ...
+
+    def roof(self, task: Task, history: int) -> dict[str, float]:
+        """What a token needs and what the machine can do (``roofs.Roof``)."""
+        ...
 
 
 def serve(peer: Peer, lines: TextIO, answers: TextIO, *, load_s: float) -> None:
@@ -76,6 +85,10 @@ def _answer(peer: Peer, call: dict[str, Any], load_s: float) -> dict[str, Any]:
             return {**peer.describe(), "load_s": load_s}
         case "read":
             peer.read(call["ids"])
+        case "document":
+            peer.read_document(call["ids"])
+        case "roof":
+            return peer.roof(call["task"], call["history"])
         case "decode":
             return {"seconds": peer.decode(call["count"])}
         case "suspend":

@@ -17,13 +17,19 @@ if TYPE_CHECKING:
 TASKS = {
     "decode": "tokens/s of an answer after so many tokens of history",
     "prefill": "tokens/s of reading so many tokens",
+    "read": "the same, as a document is read",
     "resume": "seconds to the first token of a conversation that comes back from disk",
     "soak": "a million tokens and more through one state: does a token still cost what it cost?",
     "train": "a training step's speed and peak memory: SDPA, one forward, streamed by segments",
     "start": "from starting the app to its first paint, its words and an answer's first token; its imports",
     "ui": "from a key to its letter on the screen, by length of the transcript, also while an answer streams",
 }
-HISTORIES = {"decode": (512, 4096), "prefill": (512, 4096), "resume": (512, 4096, 16384)}
+HISTORIES = {
+    "decode": (512, 4096),
+    "prefill": (512, 4096),
+    "read": (7600, 16384),
+    "resume": (512, 4096, 16384),
+}
 MESSAGES = {"start": (1000,), "ui": (10, 1000, 10_000)}
 
 
@@ -33,13 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--threads", type=count, metavar="N", help="for every engine (default: our choice)")
     add_json(parser, "one JSON document instead of a table")
-    add_plot(parser, "also draw the figures (decode, prefill, resume, soak)")
-    engines = parser.add_argument_group("decode, prefill, resume")
+    add_plot(parser, "also draw the figures (decode, prefill, read, resume, soak)")
+    engines = parser.add_argument_group("decode, prefill, read, resume")
     engines.add_argument(
         "--histories",
         type=counts,
         metavar="N,...",
-        help="tokens before what is measured (decode, prefill: 512,4096; resume: 512,4096,16384)",
+        help="tokens before what is measured (decode, prefill: 512,4096; read: 7600,16384; resume: "
+        "512,4096,16384)",
     )
     engines.add_argument("--rounds", type=count, default=5, metavar="N", help="in turns; also for start (5)")
     engines.add_argument(
@@ -94,7 +101,9 @@ def run(args: argparse.Namespace, context: Context) -> int:
     from infinichat.bench.report import plot, table
 
     if args.plot is not None and args.task in MESSAGES:
-        raise UsageError(f"bench {args.task} draws nothing; --plot is for the other tasks")
+        raise UsageError(
+            f"bench {args.task} draws nothing; --plot is for decode, prefill, read, resume, soak and train"
+        )
     if args.task == "train":
         report = _train(args, context)
         from infinichat.bench.train import table
@@ -159,8 +168,8 @@ def _engines(args: argparse.Namespace, context: Context) -> Report:
     )
     if args.task == "decode":
         return speed.decode(options, histories=histories, tokens=tokens, rounds=args.rounds, say=say)
-    if args.task == "prefill":
-        return speed.prefill(options, histories=histories, rounds=args.rounds, say=say)
+    if args.task in ("prefill", "read"):
+        return speed.prefill(options, histories=histories, rounds=args.rounds, say=say, task=args.task)
     return speed.resume(options, histories=histories, rounds=args.rounds, say=say)
 
 

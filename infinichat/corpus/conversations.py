@@ -20,6 +20,9 @@ OTHER, VALUE, IGNORE = 0, 1, 2
 GENERAL = -2
 """The version of a question that has nothing to do with what was told."""
 
+SAID_BACK = -3
+"""The version of a reply to something told."""
+
 VERSIONS = 3
 """A fact is corrected at most twice."""
 SYSTEM = (
@@ -36,6 +39,16 @@ ACKS = (
     "That's good to know! How can I help you today?",
     "I understand. Please let me know if you need anything else.",
 )
+"""Replies that nothing is learnt from: others may have said anything."""
+
+SAYING_BACK = "Got it. "
+"""How the reply to one fact begins, which then is said back."""
+
+ALL_OF_IT = "Got it, I will remember all of that."
+"""The reply to several facts at once."""
+
+REPLIED = 0.6
+"""Share of the replies to something told that are to be learnt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +67,8 @@ class Asked:
     """A question about fact number ``fact``; ``version`` -1: never told. The answer's tokens are ``[answer,
     end)`` with the closing control token; the value's (or of "something you ...") ``[value, value +
     count)``. ``fact`` -1 and ``version`` ``GENERAL``: a general question, and all of its answer is the
-    value."""
+    value; ``SAID_BACK``: the reply to something told, with the value where one is said back, else count
+    0."""
 
     fact: int
     version: int
@@ -106,6 +120,17 @@ class StreamText:
         low, high = question.span
         self.answers.append((start, start + len(question.answer), start + low, start + high, number, version))
 
+    def reply(self, sentences: Sequence[Sentence]) -> None:
+        """The assistant turn, to be learnt, after a message that told ``sentences``."""
+        values = [(sentence.echo, fact.value) for sentence in sentences for *_, fact in sentence.spans]
+        text, low, high = ALL_OF_IT, 0, 0
+        if len(values) == 1:
+            low = len(SAYING_BACK + values[0][0])
+            high = low + len(values[0][1])
+            text = f"{SAYING_BACK}{values[0][0]}{values[0][1]}."
+        start = self.turn("assistant", text)
+        self.answers.append((start, start + len(text), start + low, start + high, -1, SAID_BACK))
+
     def encode(self, tokenizer: Any) -> Stream:
         """Ids by ``tokenizer`` (a fast one: character offsets are needed) with all marks moved to tokens."""
         coded = tokenizer(self.text, add_special_tokens=False, return_offsets_mapping=True)
@@ -122,7 +147,9 @@ class StreamText:
             stream.told.append(Told(number, version, places.start, len(places)))
         for low, high, value_low, value_high, number, version in self.answers:
             whole = token_range(offsets, self.text, low, high)
-            value = token_range(offsets, self.text, value_low, value_high)
+            value = range(whole.start, whole.start)
+            if value_low < value_high:
+                value = token_range(offsets, self.text, value_low, value_high)
             stream.asked.append(Asked(number, version, whole.start, value.start, len(value), whole.stop + 1))
         return stream
 
@@ -187,11 +214,13 @@ class StreamMaker:
         for role, content in dialogue.messages:
             stream.turn(role, content[:700], ignore=dialogue.tells and role == "user")
 
-    def tell_stream(self, messages: int) -> Stream:
-        """``messages`` messages that tell one to four facts each, with dialogue between; some are corrected
-        later, once or twice, in the same stream or a later one."""
+    def tell_stream(self, messages: int, *, before: int = 0) -> Stream:
+        """``messages`` messages that tell one to four facts each, after ``before`` turns of dialogue and with
+        some between; some are corrected later, once or twice, in the same stream or a later one."""
         rng, stream = self.rng, self.opening()
         told: list[int] = []
+        for _ in range(before):
+            self.chatter(stream, 1)
         for _ in range(messages):
             if rng.random() < 0.15:
                 self.chatter(stream, 1)
@@ -224,7 +253,7 @@ class StreamMaker:
         message = self.maker.tell_both(self.rng, one, two)
         at = stream.turn("user", message.text)
         stream.mark(message, at, {one: (first, 0), two: (second, 0)})
-        stream.turn("assistant", self.rng.choice(ACKS))
+        self._reply(stream, [message])
         return [first, second]
 
     def _tell(self, stream: StreamText, which: list[tuple[int, Fact | None]]) -> None:
@@ -242,7 +271,13 @@ class StreamMaker:
             parts.append(Sentence(self.filler.sentence(rng)))
         message = join(parts)
         stream.mark(message, stream.turn("user", message.text), numbers)
-        stream.turn("assistant", rng.choice(ACKS))
+        self._reply(stream, parts)
+
+    def _reply(self, stream: StreamText, parts: Sequence[Sentence]) -> None:
+        if self.rng.random() < REPLIED:
+            stream.reply(parts)
+        else:
+            stream.turn("assistant", self.rng.choice(ACKS))
 
     def book_stream(self, chars: int, facts: int) -> Stream:
         """Prose as a document or as plain text, with ``facts`` sentences that tell a fact in the middle of
@@ -287,10 +322,22 @@ class StreamMaker:
                     stream.answers.append((at, at + len(answer), at, at + len(answer), -1, GENERAL))
                 continue
             known = bool(told) and draw < 0.75
-            number = rng.choice(told) if known else self.new_fact(beside=rng.choice(told) if told else None)
+            number = rng.choice(told) if known else self._never_told(told)
             version = len(self.facts[number]) - 1 if known else -1
             stream.question(self.maker.ask(rng, self.facts[number][-1], told=known), number, version)
         return stream.encode(self.tokenizer)
+
+    def _never_told(self, told: Sequence[int]) -> int:
+        """A fact to ask for in vain, half of the time the nearest neighbour of one that was ``told``."""
+        beside = self.rng.choice(told) if told else None
+        if beside is None or self.rng.random() < 0.5:
+            return self.new_fact(beside=beside)
+        fact = self.maker.sibling(self.rng, self.facts[beside][0])
+        if fact.key in self._keys:
+            return self.new_fact(beside=beside)
+        self._keys.add(fact.key)
+        self.facts.append([fact])
+        return len(self.facts) - 1
 
     def talk_stream(self, turns: int) -> Stream:
         """Dialogue and nothing else."""

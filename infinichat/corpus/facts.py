@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from infinichat.corpus.attributes import BARE_THINGS, FAVOURITES, PERSONAL, PLACE_THINGS, PLACES
@@ -47,7 +47,7 @@ PRONOUNS = (("She", "her"), ("He", "his"), ("They", "their"))
 Side = Literal["train", "seen", "held_out"]
 SubjectKind = Literal["user", "person", "kin", "thing"]
 NOT_TOLD = "something you have not told me"
-BARE = 0.15
+BARE = 0.35
 """Share of the things that belong to no place."""
 
 COMBINED = 0.4
@@ -72,10 +72,12 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """Text with the character spans of values, and which fact each span belongs to."""
+    """Text with the character spans of values, and which fact each span belongs to; ``echo`` are the words
+    before the value when the listener says it back."""
 
     text: str
     spans: tuple[tuple[int, int, Fact], ...] = ()
+    echo: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +176,15 @@ class FactMaker:
         """A value of ``kind`` from this side's words."""
         return MAKERS[kind](rng, self.side != "train")
 
+    def sibling(self, rng: random.Random, fact: Fact) -> Fact:
+        """Another fact about the same one, of the same kind where there is such: the cat's name beside the
+        dog's."""
+        nouns = self.things + self.bare if fact.subject == "thing" else self.personal
+        alike = [noun for noun, kind in nouns if kind == fact.kind and noun != fact.noun]
+        noun = rng.choice(alike) if alike else rng.choice(nouns)[0]
+        kind = next(kind for name, kind in nouns if name == noun)
+        return Fact(fact.subject, fact.name, noun, kind, self.value(rng, kind))
+
     def corrected(self, rng: random.Random, fact: Fact) -> Fact:
         """The same fact with another value."""
         while True:
@@ -187,10 +198,11 @@ class FactMaker:
             form = self._tell_form(rng, fact)
         else:
             form = rng.choice(self.correct_forms)
+        echo = _answer_start(fact, with_verb=form in _spoken_forms(fact))
         if self.side == "train" and fact.subject == "person" and rng.random() < 0.1:
             who = f"my {rng.choice(KIN)} {fact.name}"
-            return _fill(form, fact, f"{who}'s {fact.noun}", old, who)
-        return _fill(form, fact, phrase(fact, voice="user", rng=rng), old)
+            return replace(_fill(form, fact, f"{who}'s {fact.noun}", old, who), echo=echo)
+        return replace(_fill(form, fact, phrase(fact, voice="user", rng=rng), old), echo=echo)
 
     def tell_both(self, rng: random.Random, first: Fact, second: Fact) -> Sentence:
         """Two facts about the same one, the second with a pronoun: "Clara lives in Toronto and her PIN is
@@ -220,7 +232,7 @@ class FactMaker:
     def _tell_form(self, rng: random.Random, fact: Fact) -> str:
         spoken = _spoken(fact)
         if spoken is not None and rng.random() < 0.5 and self.side != "held_out":
-            return rng.choice(spoken.mine if fact.subject == "user" else spoken.theirs)
+            return rng.choice(_spoken_forms(fact))
         if fact.kind == "code" and fact.subject in ("user", "thing") and rng.random() < 0.12:
             return rng.choice(PASSKEY)
         return rng.choice(self.tell_forms)
@@ -231,16 +243,13 @@ class FactMaker:
         form = rng.choice(self.ask_forms)
         if self.side == "train" and rng.random() < COMBINED:
             form = combined(rng)
-        start = _capital(phrase(fact, voice="assistant")) + " is "
+        with_verb = False
         if self.side == "train" and fact.kind in ASK_KIND and rng.random() < 0.2:
             form = rng.choice(ASK_KIND[fact.kind])
         if spoken is not None and rng.random() < 0.4 and self.side != "held_out":
-            mine = fact.subject == "user"
-            form = rng.choice(spoken.ask_mine if mine else spoken.ask_theirs)
-            start = _fill(
-                spoken.answer_mine if mine else spoken.answer_theirs, fact, "", None, voice="assistant"
-            ).text
-            unknown = spoken.unknown
+            form = rng.choice(spoken.ask_mine if fact.subject == "user" else spoken.ask_theirs)
+            with_verb, unknown = True, spoken.unknown
+        start = _answer_start(fact, with_verb=with_verb)
         ask = _fill(form, fact, phrase(fact, voice="user", rng=rng), None).text
         value = fact.value if told else unknown
         return Question(ask, f"{start}{value}.", (len(start), len(start) + len(value)), fact)
@@ -261,6 +270,22 @@ def _spoken(fact: Fact) -> Spoken | None:
     if fact.kind == "pet":
         return PET_SPOKEN
     return SPOKEN.get(fact.noun) if fact.subject != "thing" else None
+
+
+def _spoken_forms(fact: Fact) -> tuple[str, ...]:
+    spoken = _spoken(fact)
+    if spoken is None:
+        return ()
+    return spoken.mine if fact.subject == "user" else spoken.theirs
+
+
+def _answer_start(fact: Fact, *, with_verb: bool) -> str:
+    """How the assistant says ``fact``, up to the value: "Clara's locker code is ", "Clara lives in "."""
+    spoken = _spoken(fact)
+    if not with_verb or spoken is None:
+        return _capital(phrase(fact, voice="assistant")) + " is "
+    form = spoken.answer_mine if fact.subject == "user" else spoken.answer_theirs
+    return _fill(form, fact, "", None, voice="assistant").text
 
 
 def owner(fact: Fact, *, voice: Literal["user", "assistant"]) -> str:

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from infinichat.engine.device import processor_name
@@ -29,6 +30,7 @@ FLAGS = (
     "-freciprocal-math",
     "-shared",
     "-fPIC",
+    "-pthread",
 )
 
 NATIVE = ("-march=native", "-mcpu=native")
@@ -39,9 +41,9 @@ TIMEOUT_S = 60
 """It takes one to two seconds."""
 
 
-def compiled(source: Path, folder: Path) -> ctypes.CDLL | None:
-    """The functions of ``source``; None when this machine cannot compile or load it. ``folder`` keeps the
-    result.
+def compiled(source: Path, folder: Path, *, beside: Sequence[Path] = ()) -> ctypes.CDLL | None:
+    """The functions of ``source`` and of the C files ``beside`` it (headers among them are only looked at);
+    None when this machine cannot compile or load it. ``folder`` keeps the result.
 
     ``INFINICHAT_CC`` names another compiler; empty, it switches compiling off.
     """
@@ -49,12 +51,13 @@ def compiled(source: Path, folder: Path) -> ctypes.CDLL | None:
     if compiler is None or sys.byteorder != "little":
         return None
     try:
-        code = source.read_bytes()
+        code = b"".join(file.read_bytes() for file in (source, *beside))
+        files = [str(file) for file in (source, *beside) if file.suffix == ".c"]
         for native in NATIVE:
             command = [compiler, *FLAGS, native]
             facts = repr((command, processor_name(), platform.machine(), sys.platform)).encode()
             library = folder / f"{source.stem}-{hashlib.sha256(code + facts).hexdigest()[:16]}.so"
-            if library.exists() or _compile(command, source, library):
+            if library.exists() or _compile([*command, *files], library):
                 return ctypes.CDLL(str(library))
     except OSError:
         return None
@@ -68,13 +71,13 @@ def _compiler() -> str | None:
     return next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
 
 
-def _compile(command: list[str], source: Path, library: Path) -> bool:
+def _compile(command: list[str], library: Path) -> bool:
     library.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         made = Path(folder) / library.name
         try:
             done = subprocess.run(
-                [*command, str(source), "-o", str(made), "-lm"],
+                [*command, "-o", str(made), "-lm"],
                 capture_output=True,
                 check=False,
                 timeout=TIMEOUT_S,

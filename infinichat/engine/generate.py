@@ -1,9 +1,10 @@
 """``InfiniEngine``: ids in, ids out, on a state that belongs to the caller (``protocols.Engine``).
 
-Reading ("prefill") runs the model over whole segments and looks for a cancel between two of them; answering
-("decode") runs a ``Step`` for each id. Every generated id is fed exactly once, an end token never, so the
-state has seen what was said and nothing else. The next id comes from the state's last hidden state: a state
-that was just loaded answers without being fed anything.
+Reading ("prefill") runs the model over whole segments and looks for a cancel between two of them; "read" does
+so without the layers above the memory until they are needed (``model.reading``); answering ("decode") runs a
+``Step`` for each id. Every generated id is fed exactly once, an end token never, so the state has seen what
+was said and nothing else. The next id comes from the state's last hidden state: a state that was just loaded
+answers without being fed anything.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from infinichat.errors import StateError, UsageError
 from infinichat.messages import LayerMemory, SamplingOptions
 from infinichat.model.cache import InfiniCache
 from infinichat.model.modeling_infini import InfiniForCausalLM
+from infinichat.model.reading import can_read, read_piece, settle
 from infinichat.protocols import (
     CancelFlag,
     EngineInfo,
@@ -99,7 +101,7 @@ class InfiniEngine:
                 count = self._decode(cache, ids[done : done + count], cancel)
             else:
                 count = min(self._to_segment_end(cache), len(ids) - done)
-                self._prefill(cache, ids[done : done + count])
+                self._prefill(cache, ids[done : done + count], mode)
             done += count
             yield FeedProgress(done, len(ids))
 
@@ -112,6 +114,7 @@ class InfiniEngine:
         cancel: CancelFlag | None = None,
     ) -> Iterator[GeneratedToken]:
         cache = _cache(state)
+        self._settle(cache)
         if cache.last_hidden is None:
             raise UsageError("Nothing was fed yet; expected at least one token before an answer.")
         ends = frozenset(end_ids)
@@ -151,13 +154,21 @@ class InfiniEngine:
         """Nothing is open; memory goes with the last reference."""
 
     @torch.inference_mode()
-    def _prefill(self, cache: InfiniCache, ids: Sequence[int]) -> None:
+    def _prefill(self, cache: InfiniCache, ids: Sequence[int], mode: FeedMode) -> None:
         batch = torch.tensor([list(ids)], device=cache.device)
-        self.model.model(input_ids=batch, past_key_values=cache, keep=1)
+        if mode == "read" and can_read(cache):
+            read_piece(self.model.model, cache, batch)
+        else:
+            self.model.model(input_ids=batch, past_key_values=cache, keep=1)
+
+    @torch.inference_mode()
+    def _settle(self, cache: InfiniCache) -> None:
+        settle(self.model.model, cache)
 
     @torch.inference_mode()
     def _decode(self, cache: InfiniCache, ids: Sequence[int], cancel: CancelFlag | None = None) -> int:
         """Feed ids one by one; how many were fed before a cancel, at least one."""
+        self._settle(cache)
         for count, token_id in enumerate(ids):
             if count and cancel is not None and cancel.is_set():
                 return count

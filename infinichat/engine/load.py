@@ -58,6 +58,7 @@ def load_engine(
         dtype=torch.float32,
         window=settings.engine.window,
         segment=settings.engine.segment,
+        light=True,
         on_progress=on_progress,
     )
     return engine_of(loaded, settings, cache=cache or default_paths().cache)
@@ -70,7 +71,7 @@ def engine_of(loaded: LoadedModel, settings: Settings, *, cache: Path) -> Infini
     from infinichat.engine.placing import measured_threads, placed
 
     model = loaded.model
-    sample = model.model.layers[0].mlp.gate_proj.weight
+    sample = model.model.layers[0].mlp.sample
     key = machine_key(settings.engine, (*sample.shape, len(model.model.layers)))
     plan = remembered_plan(cache, key)
     if plan is None:

@@ -16,24 +16,31 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from infinichat.attention.window import inverse_frequencies
 from infinichat.engine.compiler import compiled
+from infinichat.engine.kernels import joined_bias
 from infinichat.engine.quantize import GROUP, WeightFormat
-from infinichat.engine.tiles import fits_tiles, q4_tiles, q8_tiles
+from infinichat.engine.tiles import Q4, Q8, Tiles, fits_tiles, q4_tiles, q8_tiles, tiles_of_blocks
 from infinichat.model.adapters import Adapters, Carried
 from infinichat.model.bank_memory import BankMemory
+from infinichat.model.blocks import Blocks
 from infinichat.model.cache import InfiniCache
+from infinichat.model.configuration_infini import InfiniConfig
+from infinichat.model.decoder_parts import InfiniMLP
 from infinichat.model.memories import PaperMemory, ResidualMemory
 from infinichat.model.modeling_infini import InfiniDecoderLayer, InfiniForCausalLM
-from infinichat.model.rope import scaled_frequencies
+from infinichat.model.rope import rotations
+from infinichat.model.stored import StoredLinear, put, stored
 
 SOURCE = Path(__file__).with_name("step.c")
+BESIDE = tuple(SOURCE.with_name(name) for name in ("tiles.c", "attend.c", "tiles.h"))
 
 WIDEST_HEAD = 256
 """``step.c`` keeps a head's sum in an array of this size."""
 
-_F32, _Q4, _Q8 = 0, 1, 2
-_FORMATS: dict[int, WeightFormat] = {_F32: "float32", _Q4: "int4", _Q8: "int8"}
+_F32 = 0
+_FORMATS: dict[int, WeightFormat] = {_F32: "float32", Q4: "int4", Q8: "int8"}
+
+_Linear = nn.Linear | StoredLinear
 
 
 class _Matrix(ctypes.Structure):
@@ -95,11 +102,18 @@ class _Window(ctypes.Structure):
 
 
 def native_library(cache: Path) -> ctypes.CDLL | None:
-    """The compiled ``step.c``, or None where it cannot be compiled. ``cache`` is the folder for such
-    things."""
-    library = compiled(SOURCE, cache / "native")
+    """The compiled ``step.c`` and what is beside it, or None where that cannot be compiled; ``cache`` is
+    where such things are kept."""
+    library = compiled(SOURCE, cache / "native", beside=BESIDE)
     if library is not None:
-        pointer, whole = ctypes.c_void_p, ctypes.c_int
+        pointer, whole, long = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+        library.infini_pack.argtypes = (whole, long, long, *(pointer,) * 3)
+        library.infini_unpack.argtypes = (whole, long, long, pointer, pointer, whole)
+        library.infini_rows.argtypes = (whole, long, long, *(pointer,) * 3, whole)
+        sizes = (whole,) * 4
+        library.infini_attend.argtypes = (*(pointer,) * 4, long, *sizes, ctypes.c_float, whole)
+        for function in (library.infini_pack, library.infini_unpack, library.infini_rows):
+            function.restype = None
         places = (pointer, pointer, whole, whole, *(pointer,) * 3)
         library.infini_run.argtypes = (pointer, whole, whole, *places, ctypes.c_float)
         library.infini_norm.argtypes = library.infini_head.argtypes = (pointer,) * 3
@@ -113,14 +127,13 @@ class NativeStep:
 
     def __init__(self, model: InfiniForCausalLM, library: ctypes.CDLL, *, format: WeightFormat) -> None:
         """Packs copies of the model's weights: "float32" as they are; otherwise 4 bits where that is exact
-        and 8 bits elsewhere ("int8": 8 bits everywhere). The model stays as it is."""
+        and 8 bits elsewhere ("int8": 8 bits everywhere). The model stays as it is until ``share``."""
         config = model.config
         self._model, self._library, self._format = model.model, library, format
         self._kept: list[Tensor] = []  # what C points to
+        self._packed: list[tuple[Sequence[_Linear], Tiles]] = []
         self._windows: WeakKeyDictionary[InfiniCache, _Windows] = WeakKeyDictionary()
-        rope = config.infini_rope
-        plain = inverse_frequencies(config.head_dim, rope["theta"])
-        self._inv_freq = scaled_frequencies(plain, rope["scaling"])
+        self._inv_freq = rotations(config).full.inv_freq
         self._front = config.sinks
         layers = [self._layer(layer) for layer in model.model.layers]
         changes = [
@@ -149,18 +162,34 @@ class NativeStep:
         known = not any(isinstance(memory, PaperMemory) for memory in memories)
         # The adapters of one memory; a second one's would be open by the first one's reads.
         known = known and sum(getattr(memory, "adapters", None) is not None for memory in memories) <= 1
-        linears = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
-        tiled = all(fits_tiles(weight) for weight in linears)
+        known = known and _is_llama(config)
+        linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        shapes = [tuple(linear.weight.shape) for linear in linears]
+        shapes += [module.store.shape for module in stored(model).values()]
+        tiled = all(fits_tiles(shape) for shape in shapes)
         return known and tiled and config.hidden_act == "silu" and config.head_dim <= WIDEST_HEAD
 
     @property
     def weights(self) -> str:
         return self._weights
 
+    @property
+    def library(self) -> ctypes.CDLL:
+        """The compiled functions."""
+        return self._library
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all packed weights: what one token reads."""
+        if not self._packed:  # float32: copies among others that are small
+            return sum(tensor.nbytes for tensor in self._kept)
+        return sum(tiles.nbytes for _, tiles in self._packed)
+
     def feed(self, cache: InfiniCache, token_id: int) -> None:
         self._model.evict(cache)
         front = cache.evicted > 0 and self._front > 0
-        embedded = self._model.embed_tokens.weight[token_id][None, None]
+        ids = torch.tensor([[token_id]])
+        embedded = self._model.embed_tokens(ids)
         self._h.copy_(embedded)
         angles = cache.seen * self._inv_freq  # float64, exact at any position
         cosine, sine = angles.cos().float(), angles.sin().float()
@@ -191,14 +220,13 @@ class NativeStep:
             if state.memory is not None:
                 run(done, 2 * index + 1, opened)
                 done = 2 * index + 1
-                ids = torch.tensor([[token_id]])
                 read, carried = memory(self._h, self._x, state, real=None, embeddings=embedded, ids=ids)
                 self._h.copy_(read)
                 if carried is not None:
                     told.append(carried)
                     opened = 0.0 if carried.adapters is None else float(carried.opened)
         run(done, 2 * len(self._layers), opened)
-        self._count(cache, token_id)
+        self._count(cache, ids)
         hidden = torch.empty_like(self._h[0])
         self._library.infini_norm(ctypes.byref(self._c), self._h.data_ptr(), hidden.data_ptr())
         for carried in told:
@@ -211,11 +239,11 @@ class NativeStep:
         self._library.infini_head(ctypes.byref(self._c), wide.data_ptr(), scores.data_ptr())
         return scores
 
-    def _count(self, cache: InfiniCache, token_id: int) -> None:
+    def _count(self, cache: InfiniCache, ids: Tensor) -> None:
         for state in cache.states:
             state.k.length += 1
             state.v.length += 1
-        cache.ids.append(torch.tensor([[token_id]]))
+        cache.ids.append(ids)
         cache.slots_fed += 1
         cache.seen += 1
 
@@ -234,7 +262,7 @@ class NativeStep:
             eps=config.rms_norm_eps,
             layer=self._layers,
             norm=self._pointer(model.model.norm.weight),
-            head=self._matrix((model.lm_head.weight,), ()),
+            head=self._fused(model.lm_head),
             x=self._pointer(torch.zeros(widest)),
             y=self._pointer(torch.zeros(rows)),
             scores=self._pointer(torch.zeros(config.window + config.sinks)),
@@ -246,6 +274,7 @@ class NativeStep:
 
     def _layer(self, layer: InfiniDecoderLayer) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
+        assert isinstance(mlp, InfiniMLP)
         return _Layer(
             qkv=self._fused(attention.q_proj, attention.k_proj, attention.v_proj),
             out=self._fused(attention.o_proj),
@@ -265,21 +294,51 @@ class NativeStep:
             up_out=self._pointer(adapters.o_up[at]),
         )
 
-    def _fused(self, *linears: nn.Linear) -> _Matrix:
-        named = [pair for linear in linears for pair in linear.named_parameters()]
-        biases = [tensor for name, tensor in named if name == "bias"]
-        return self._matrix([linear.weight for linear in linears], biases)
+    def _fused(self, *linears: _Linear) -> _Matrix:
+        """The outputs of several linears of one input below each other."""
+        biases = joined_bias(linears)
+        bias = None if biases is None else self._pointer(biases)
+        tiles = self._tiles(linears)
+        if tiles is None:
+            weight = torch.cat([linear.weight for linear in linears])
+            return _Matrix(_F32, *weight.shape, self._pointer(weight), bias)
+        self._packed.append((linears, tiles))
+        return _Matrix(tiles.kind, *tiles.shape, tiles.data.data_ptr(), bias)
 
-    def _matrix(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> _Matrix:
-        weight = torch.cat(tuple(weights)) if len(weights) > 1 else weights[0]
-        bias = self._pointer(torch.cat(tuple(biases))) if biases else None
-        rows, columns = weight.shape
+    def _tiles(self, linears: Sequence[_Linear]) -> Tiles | None:
         if self._format == "float32":
-            return _Matrix(_F32, rows, columns, self._pointer(weight), bias)
+            return None
+        stores = [linear.store for linear in linears if isinstance(linear, StoredLinear)]
+        blocks = [store for store in stores if isinstance(store, Blocks)]
+        if self._format == "int4" and len(blocks) == len(linears):
+            tiles = tiles_of_blocks(blocks, self._library)
+            if tiles is not None:
+                return tiles
+        weight = torch.cat([linear.weight for linear in linears]) if len(linears) > 1 else linears[0].weight
         exact = q4_tiles(weight) if self._format == "int4" else None
-        kind, tiles = (_Q8, q8_tiles(weight)) if exact is None else (_Q4, exact)
-        self._kept.append(tiles)
-        return _Matrix(kind, rows, columns, tiles.data_ptr(), bias)
+        kind, data = (Q8, q8_tiles(weight)) if exact is None else (Q4, exact)
+        return Tiles(kind, data, self._library)
+
+    def share(self, model: InfiniForCausalLM, dtype: torch.dtype) -> None:
+        """Have ``model``, whose weights are in ``dtype``, read from these tiles wherever they hold the very
+        same numbers, and keep no copy of its own there."""
+        names = {id(module): name for name, module in model.named_modules()}
+        for linears, tiles in self._packed:
+            first = 0
+            for linear in linears:
+                count = linear.weight.shape[0] if isinstance(linear, nn.Linear) else linear.store.shape[0]
+                part = tiles.cut(first, count)
+                first += count
+                if isinstance(linear, StoredLinear) or torch.equal(part.weight(dtype), linear.weight):
+                    put(model, names[id(linear)], part, dtype)
+        of_head, of_embedding = (
+            getattr(module, "store", None) for module in (model.lm_head, model.model.embed_tokens)
+        )
+        if not model.config.tie_word_embeddings:
+            alone = [of_embedding] if isinstance(of_embedding, Blocks) else []
+            of_head = tiles_of_blocks(alone, self._library) if alone else None
+        if isinstance(of_head, Tiles):
+            put(model, "model.embed_tokens", of_head, dtype)
 
     def _pointer(self, tensor: Tensor) -> int:
         """Address of a copy that lives as long as this object; floating point becomes float32."""
@@ -287,6 +346,16 @@ class NativeStep:
         copy = copy.clone(memory_format=torch.contiguous_format)
         self._kept.append(copy)
         return copy.data_ptr()
+
+
+def _is_llama(config: InfiniConfig) -> bool:
+    """Whether a decoder computes what Llama's does, for a window of this size."""
+    span = config.sliding_window
+    never = (
+        span is not None and span >= config.window + config.sinks and "local_theta" not in config.infini_rope
+    )
+    unused = {"sliding_window", "layer_types"} if never else set()
+    return not set(config.features) - unused and rotations(config).full.scale == 1
 
 
 class _Windows:

@@ -15,12 +15,15 @@ from pathlib import Path
 import torch
 
 from infinichat.config import EngineSettings
+from infinichat.engine.attend import use_native_attention
 from infinichat.engine.device import Plan, StepName
 from infinichat.engine.kernels import ModuleStep, PlainStep, Step
 from infinichat.engine.native import NativeStep, native_library
 from infinichat.engine.quantize import WeightFormat
 from infinichat.engine.threads import available_cores, candidates, fastest_threads
+from infinichat.engine.tiles import Tiles
 from infinichat.model.modeling_infini import InfiniForCausalLM
+from infinichat.model.stored import dense, stored
 
 TRIED_TOKENS = 6
 READ_TOKENS = 128
@@ -37,16 +40,23 @@ def placed(
         # Memories stay float32: bfloat16 sums are wrong after a million tokens.
         dtype = parameter.dtype if ".memory." in name else plan.torch_dtype
         parameter.data = parameter.data.to(device=plan.device, dtype=dtype)
+    for module in stored(model).values():
+        module.dtype = plan.torch_dtype
     model.config.dtype = plan.torch_dtype
     model.requires_grad_(False)
-    for step in steps.values():
-        if isinstance(step, PlainStep):
-            step.share_embedding()
     name = next(iter(steps))
     if len(steps) > 1:
         name = min(steps, key=lambda each: _token_seconds(model, steps[each]))
     step = steps[name]
     steps.clear()
+    if isinstance(step, NativeStep):
+        step.share(model, plan.torch_dtype)
+        use_native_attention(model, step.library)
+    dense(model, plan.torch_dtype, keep=Tiles if isinstance(step, NativeStep) else None)
+    if plan.device != "cpu":
+        model.to(plan.device)
+    if isinstance(step, PlainStep):
+        step.share_embedding()
     give_back_memory()
     return step, replace(plan, step=name)
 

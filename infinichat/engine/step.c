@@ -21,17 +21,16 @@
  */
 
 #include <math.h>
-#include <stdint.h>
 #include <string.h>
+
+#include "tiles.h"
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
 #include <immintrin.h>
 #define VNNI 1
 #endif
 
-enum { F32 = 0, Q4 = 1, Q8 = 2 };
 #define FINE 254.0f
-enum { ROWS = 16, GROUP = 32, Q4_TILE = 320, Q8_TILE = 544 };
 
 typedef struct {
     int32_t kind, rows, columns;
@@ -97,16 +96,6 @@ static inline float from_bf16(uint16_t bits) {
         float f;
     } wide = {.i = (uint32_t)bits << 16};
     return wide.f;
-}
-
-static inline uint16_t to_bf16(float x) {
-    union {
-        float f;
-        uint32_t i;
-    } wide = {.f = x};
-    /* To the nearest, ties to even. NaN stays NaN. */
-    if (x != x) return 0x7fc0;
-    return (uint16_t)((wide.i + 0x7fff + ((wide.i >> 16) & 1)) >> 16);
 }
 
 static void norm(const float *h, const float *weight, int n, float eps, float *out) {

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from infinichat.model.cache import InfiniCache
+from infinichat.model.layer_state import TAILS
 
 
 @torch.inference_mode()
@@ -19,7 +20,8 @@ def without_memory(cache: InfiniCache) -> InfiniCache:
     for state in copy.states:
         state.memory = state.bank = None
         state.memory_k = state.strength = None
-        state.tail = state.tail_tokens = state.tail_key = state.tail_around = state.tail_strength = None
+        for name in TAILS:
+            setattr(state, name, None)
     return copy
 
 

@@ -92,7 +92,8 @@ def _tell(bench: Bench, options: Options, side: Any, written: dict[str, list[flo
 
 def strengths(line: Conversation, ids: Sequence[int]) -> list[float]:
     """Feed ``ids`` and give the write strength of each in the highest memory layer that has a write gate; an
-    empty list's worth of zeros where no layer has one."""
+    empty list's worth of zeros where no layer has one. A bank says it one token later, so never of the last
+    one."""
     # Of a longer piece the first tokens could have left the window already.
     found: list[float] = []
     step = line.cache.config.segment
@@ -102,6 +103,8 @@ def strengths(line: Conversation, ids: Sequence[int]) -> list[float]:
         line.feed(piece)
         if gated and gated[-1].strength is not None:
             found += gated[-1].strength.content[0, -len(piece) :].tolist()
+    if found and gated[-1].bank is not None:
+        found = [*found[1:], 0.0]
     return found or [0.0] * len(ids)
 
 

@@ -129,8 +129,8 @@ def _pieces(
         body.evict(cache)
         count = min(engine._to_segment_end(cache), len(ids) - done)
         piece = torch.tensor([list(ids[done : done + count])], device=cache.device)
-        frequencies = body._frequencies(cache.device)
-        yield piece, plan_segment(cache, None, piece, body.embed_tokens(piece), inv_freq=frequencies)
+        turning = body._rotations(cache.device)
+        yield piece, plan_segment(cache, None, piece, body.embed_tokens(piece), rotations=turning)
         done += count
 
 

@@ -25,7 +25,7 @@ from infinichat.model.cache import InfiniCache
 from infinichat.model.layer_state import PLAIN_TENSORS, LayerState
 from infinichat.model.memories import ResidualMemory
 from infinichat.model.modeling_infini import InfiniDecoderLayer
-from infinichat.model.segments import SegmentPlan
+from infinichat.model.segments import SegmentPlan, Sight
 from infinichat.model.slots import Slots
 
 
@@ -47,8 +47,10 @@ class Asker:
         self._model.model.evict(cache)
         layers = [layer.memory for layer in self._model.model.layers]
         known = all(memory is None or isinstance(memory, ResidualMemory) for memory in layers)
+        # The mask of the branches knows no layers that slide, or that turn by other angles.
+        known = known and self._model.config.sliding_window is None
         if not known or longest > cache.room or not cache.uniform:
-            # A segment would leave in the middle, or the memory is inside attention: one after the other.
+            # A segment would leave in the middle, or attention is of another kind: one after the other.
             return [conversation.ask(question, max_tokens=max_tokens) for question in questions]
         return _Branches(self._bench, cache, encoded, self._head).run(max_tokens)
 
@@ -131,7 +133,8 @@ class _Branches:
             places.append(cache.seen + self._fed[row] + steps.get(row, 0))
             steps[row] = steps.get(row, 0) + 1
         positions = torch.tensor(places, device=cache.device)
-        cos, sin = rotary(positions, self._body._frequencies(cache.device), embeddings.dtype)
+        turn = self._body._rotations(cache.device).full
+        cos, sin = rotary(positions, turn.inv_freq, embeddings.dtype, scale=turn.scale)
         whose = torch.tensor(self._rows)
         own = whose[None, :] == torch.tensor(rows)[:, None]
         own &= torch.arange(len(self._rows))[None] <= torch.arange(old, len(self._rows))[:, None]
@@ -140,7 +143,8 @@ class _Branches:
         mask[:, self._before :].masked_fill_(~own.to(cache.device), torch.finfo(embeddings.dtype).min)
         group = cache.config.num_attention_heads // cache.config.num_key_value_heads
         block = QueryBlock(0, len(rows), count, mask.repeat(group, 1)[None, None])
-        return SegmentPlan(positions, cos, sin, (block,), None, self._front > 0, ids, embeddings)
+        sight = Sight(cos, sin, (block,))
+        return SegmentPlan(positions, sight, sight, None, self._front > 0, ids, embeddings)
 
     def _keep(self, going: list[int]) -> None:
         """Only the active branches at these places go on."""
@@ -167,7 +171,7 @@ def _with_rows(
         return flat[0][place]
 
     x = layer.input_layernorm(h)
-    h = h + layer.self_attn(x, plan, state, None)
+    h = layer.after_attention(h, x, plan, state)
     read, carried = layer.memory(
         rows(h),
         rows(x),
@@ -186,8 +190,7 @@ def _with_rows(
                 wish=carried.wish[real][None],
             )
         )
-    out: Tensor = h + layer.mlp(layer.post_attention_layernorm(h))
-    return out
+    return layer.after_mlp(h)
 
 
 def _repeated(state: LayerState, count: int) -> LayerState:

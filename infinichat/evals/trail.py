@@ -220,7 +220,8 @@ class Trail:
         self._noted = cache.seen
 
     def _keep(self, cache: InfiniCache, slots: slice, first: int, write: Tensor | None) -> None:
-        """Note what is written of the window's ``slots``, the first of which is token ``first``."""
+        """Note what is written of the window's ``slots``, the first of which is token ``first``; of a bank,
+        what is written there: the tokens before them."""
         for index, state in enumerate(cache.states):
             if state.strength is None or state.memory_k is None:
                 continue
@@ -231,7 +232,8 @@ class Trail:
             if chosen.numel():
                 places = tuple((chosen + first - self.start).tolist())
                 keys = state.memory_k.content[:, slots][:, chosen]
-                ids = cache.ids.content[:, slots][:, chosen]
+                fed = cache.ids.content
+                ids = (F.pad(fed[:, :-1], (1, 0)) if self._at_once else fed)[:, slots][:, chosen]
                 new = Written(index, places, keys, strength[:, chosen], ids, joined[:, chosen])
                 self.writes.append(new)
 

@@ -11,8 +11,7 @@ def register() -> None:
     """Register with AutoConfig, AutoModel and AutoModelForCausalLM; calling it again does nothing."""
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-    from infinichat.model.configuration_infini import InfiniConfig
-    from infinichat.model.modeling_infini import InfiniForCausalLM, InfiniModel
+    from infinichat.model.hugging_face import InfiniConfig, InfiniForCausalLM, InfiniModel
 
     AutoConfig.register(InfiniConfig.model_type, InfiniConfig, exist_ok=True)
     AutoModel.register(InfiniConfig, InfiniModel, exist_ok=True)

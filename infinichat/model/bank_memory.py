@@ -5,14 +5,18 @@ telling and asking meet wherever the words before the value are alike::
 
     f_t   = x_t .. x_{t-3}, e_t .. e_{t-5}     the layer's normed inputs and the token embeddings (unit rms)
     q_t   = headwise_unit(W f_t),   k_t = q_{t-1},   m_t = unit(W' f_{t-1}),   n'_t = n' + w' f_{t-1}
-    b_t   = hard_gate(sum_j w_j x_{t-j} + c)   exactly 0 for almost every token
+    a_t   = w y_t + c + o silu(G y_t + g),   y_t = x_t .. x_{t-3}
+    b_t   = hard_gate(max(a_t, min(a_t + 5, a_{t+1})))                exactly 0 for almost every token
     v, n, e = bank read, its null weight, how much of that is a value that has ended;  m = matrix read
     h_t  += g_t (alpha W_om (v + n mu m) + (1 - n) w + e w' + u + B z_t),   z_t = silu(A [x_t, 1 - n, e] + a)
 
 and [x_t, 1 - n, e, z_t] decides what is carried on to the layers above (``adapters``).
-(``infinichat.attention.bank`` and ``.memory``.) A token is written as soon as it has been read, not when it
-leaves the window: a small model finds little even in its window. Of 24 things told a few hundred tokens
-before, SmolLM2-135M said one with a memory that is written later, and 20 with one that is written at once.
+(``infinichat.attention.bank`` and ``.memory``.) A token is written as soon as the one after it has been
+read, and if that one is to be written, nearly is enough: of "The pass key is 59306" the blank before the
+digits is a token of its own, after which anything might have come, and without it the value is not found. A
+token does not wait until it leaves the window: a small model finds little even in its window. Of 24 things
+told a few hundred tokens before, SmolLM2-135M said one with a memory that is written later, and 20 with one
+that is written at once.
 Everything written goes into the matrix M by the per-token delta rule as well, so what the bank has to let go
 is still there, blurred; mu says how much of that is read. The mark m decides what a token replaces, the key
 k what it answers. With alpha, w, u and B at zero, the untrained start, nothing is added.
@@ -20,14 +24,14 @@ k what it answers. With alpha, w, u and B at zero, the untrained start, nothing 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from infinichat.attention.bank import BankRule, bank_read, bank_write, headwise_unit, unit
-from infinichat.attention.infini import ending, ragged_taps, recall_features, recall_read, taps
+from infinichat.attention.bank import BankRule, bank_read, bank_write, headwise_unit, unit, with_next
+from infinichat.attention.infini import ending, hard_gate, ragged_taps, recall_features, recall_read, taps
 from infinichat.attention.memory import wide, write_delta
 from infinichat.model.adapters import Adapters, Carried, cut
 from infinichat.model.configuration_infini import InfiniConfig
@@ -39,21 +43,42 @@ STATE_TAPS = 4
 
 ADAPTER_RANK = 64
 
+GATE_RANK = 32
+"""Hidden units of the write gate."""
+
+
+@dataclass(frozen=True, slots=True)
+class _LookedBack:
+    """For T tokens their projections ``projected`` [B, T, K], and of the token before each: what it is stored
+    under, ``keys`` [B, T, K], what that was projected from, ``before`` [B, T, 10 C], its value ``tokens``
+    [B, T, C], its id in ``ids`` [B, T], how strongly it is written, ``strength`` [B, T], and whether the one
+    before it was, ``joined`` [B, T]."""
+
+    projected: Tensor
+    keys: Tensor
+    before: Tensor
+    tokens: Tensor
+    ids: Tensor
+    strength: Tensor
+    joined: Tensor
+
 
 class BankMemory(ResidualMemory):
     """With C = hidden size, H heads, Dk key width, K = H Dk: ``context`` [K, 10 C], ``fade`` [F, 10 C],
     ``head_weight`` [H], the scalars of ``BankRule`` (``beta`` as a logarithm; ``erase`` [3]: ``alike`` and
-    ``force`` as logarithms, ``new`` between them), ``novelty`` [10 C], the write gate ``gate_taps`` [3, C]
-    and ``gate_bias``, ``matrix_gain`` and ``softness`` [H] for the matrix, ``out`` [C, C], ``alpha``,
-    ``confidence``, ``ending`` and ``found_bias`` [C], the token gate ``read_gate`` [C], ``read_confidence``
-    [2] (of what is found and of what has ended), ``read_bias``, and the adapter ``adapt_in`` [64, C + 2],
-    ``adapt_in_bias``, ``adapt_out`` [C, 64]. For what is carried on: ``carry`` [2, C + 66] and
-    ``carry_bias`` [2] (how far the adapters open, and whether the values are said), ``say_final`` [C],
-    ``say_out`` [C, C], ``say`` and, with a ``memory_rank``, ``adapters`` for the layers above ``layer``."""
+    ``force`` as logarithms, ``new`` between them), ``novelty`` [10 C], the write gate ``gate_taps`` [n, C],
+    ``gate_bias``, ``gate_in`` [32, n C], ``gate_in_bias`` and ``gate_out`` [32], ``matrix_gain`` and
+    ``softness`` [H] for the matrix, ``out`` [C, C], ``alpha``, ``confidence``, ``ending`` and ``found_bias``
+    [C], the token gate ``read_gate`` [C], ``read_confidence`` [2] (of what is found and of what has ended),
+    ``read_bias``, and the adapter ``adapt_in`` [64, C + 2], ``adapt_in_bias``, ``adapt_out`` [C, 64]. For
+    what is carried on: ``carry`` [2, C + 66] and ``carry_bias`` [2] (how far the adapters open, and whether
+    the values are said), ``say_final`` [C], ``say_out`` [C, C], ``say`` and, with a ``memory_rank``,
+    ``adapters`` for the layers above ``layer``."""
 
     def __init__(self, config: InfiniConfig, layer: int) -> None:
         super().__init__(config)
         hidden, heads, rank = config.hidden_size, config.memory_heads, ADAPTER_RANK
+        looked_at = config.memory_gate_taps * hidden
 
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape))
@@ -63,6 +88,8 @@ class BankMemory(ResidualMemory):
         self.head_weight = parameter(heads)
         self.beta, self.null, self.recency, self.erase = parameter(), parameter(), parameter(), parameter(3)
         self.novelty = parameter(around)
+        self.gate_in, self.gate_in_bias = parameter(GATE_RANK, looked_at), parameter(GATE_RANK)
+        self.gate_out = parameter(GATE_RANK)
         self.matrix_gain, self.softness = parameter(), parameter(heads)
         self.out, self.alpha = parameter(hidden, hidden), parameter()
         self.confidence, self.ending = parameter(hidden), parameter(hidden)
@@ -81,10 +108,11 @@ class BankMemory(ResidualMemory):
     def reset_parameters(self) -> None:
         """The untrained start: a read adds 0, and gradients exist."""
         super().reset_parameters()
-        for matrix in (self.context, self.fade, self.adapt_in):
+        for matrix in (self.context, self.fade, self.adapt_in, self.gate_in):
             nn.init.normal_(matrix, std=matrix.shape[1] ** -0.5)
         closed = [self.alpha, self.confidence, self.ending, self.found_bias, self.adapt_out, self.say]
         neutral = [self.head_weight, self.adapt_in_bias, self.read_gate, self.read_confidence]
+        neutral += [self.gate_in_bias, self.gate_out]
         neutral += [self.matrix_gain, self.novelty, self.carry, self.carry_bias, self.say_final]
         for parameter in (*closed, *neutral):
             parameter.zero_()
@@ -98,6 +126,10 @@ class BankMemory(ResidualMemory):
             square.copy_(torch.eye(square.shape[0]))
         if self.adapters is not None:
             self.adapters.reset_parameters()
+
+    def write_logits(self, around: Tensor) -> Tensor:
+        inner = F.silu(F.linear(around, self.gate_in.to(around.dtype), self.gate_in_bias.to(around.dtype)))
+        return super().write_logits(around) + inner @ self.gate_out.to(around.dtype)
 
     def rule(self, dtype: torch.dtype) -> BankRule:
         """The bank's scalars in ``dtype``."""
@@ -119,61 +151,88 @@ class BankMemory(ResidualMemory):
         assert state.memory is not None
         assert state.memory_k is not None
         assert state.strength is not None
-        assert state.tail is not None
-        assert state.tail_tokens is not None
-        assert state.tail_key is not None
-        assert state.tail_around is not None
-        assert state.tail_strength is not None
         x, tokens = wide(x), self.unit_rms(embeddings)
-        if real is None:
-            states = taps(x, state.tail, 0, STATE_TAPS)
-            around = torch.cat((states, taps(tokens, state.tail_tokens, 0, TOKEN_TAPS + 1)), dim=-1)
-            projected = self._project(around, self.context)
-            keys, before = taps(projected, state.tail_key, 1, 1), taps(around, state.tail_around, 1, 1)
-            state.tail, state.tail_tokens = ending(state.tail, x), ending(state.tail_tokens, tokens)
-            state.tail_key = ending(state.tail_key, projected)
-            state.tail_around = ending(state.tail_around, around)
-            strength = self.write_strength(states)
-            last = taps(strength[..., None], state.tail_strength, 1, 1)
-            state.tail_strength = ending(state.tail_strength, strength[..., None])
-        else:
-            states, state.tail = ragged_taps(x, state.tail, real, 0, STATE_TAPS)
-            words, state.tail_tokens = ragged_taps(tokens, state.tail_tokens, real, 0, TOKEN_TAPS + 1)
-            around = torch.cat((states, words), dim=-1)
-            projected = self._project(around, self.context)
-            keys, state.tail_key = ragged_taps(projected, state.tail_key, real, 1, 1)
-            before, state.tail_around = ragged_taps(around, state.tail_around, real, 1, 1)
-            strength = self.write_strength(states) * real
-            last, state.tail_strength = ragged_taps(strength[..., None], state.tail_strength, real, 1, 1)
-        writes = (strength > 0).any(dim=0).nonzero()[:, 0].tolist()
+        seen = self._looked_back(x, tokens, ids, state, real)
+        writes = (seen.strength > 0).any(dim=0).nonzero()[:, 0].tolist()
         # Marks only for what is written: this product is as large as that of the keys.
-        marks = projected.new_zeros((*projected.shape[:2], self.fade.shape[0] + 1))
+        marks = seen.projected.new_zeros((*seen.projected.shape[:2], self.fade.shape[0] + 1))
         if writes:
-            written = before[:, writes]
+            written = seen.before[:, writes]
             both = [self._project(written, by) for by in (self.fade, self.novelty[None])]
             marks[:, writes] = torch.cat(both, dim=-1)
-        keys = torch.cat((keys, marks), dim=-1)
-        state.strength.append(strength)
+        keys = torch.cat((seen.keys, marks), dim=-1)
+        state.strength.append(seen.strength)
         state.memory_k.append(keys)
         # Nothing changes between two writes, so that is where the tokens are cut.
-        joined, start = last[..., 0] > 0, 0
+        start = 0
         parts: list[tuple[Tensor, Carried]] = []
         for place in writes:
             upto, new = slice(start, place + 1), slice(place, place + 1)
-            parts.append(self._read_part(projected, x, ids, state, upto, real))
+            parts.append(self._read_part(seen.projected, x, ids, state, upto, real))
             self.write(
                 state,
                 keys[:, new],
-                tokens[:, new],
-                ids[:, new],
-                strength=strength[:, new],
-                joined=joined[:, new],
+                seen.tokens[:, new],
+                seen.ids[:, new],
+                strength=seen.strength[:, new],
+                joined=seen.joined[:, new],
             )
             start = place + 1
         if start < x.shape[1]:
-            parts.append(self._read_part(projected, x, ids, state, slice(start, None), real))
+            parts.append(self._read_part(seen.projected, x, ids, state, slice(start, None), real))
         added = parts[0][0] if len(parts) == 1 else torch.cat([part for part, _ in parts], dim=1)
         return h + added.to(h.dtype), Carried.joined([carried for _, carried in parts])
+
+    def _looked_back(
+        self, x: Tensor, tokens: Tensor, ids: Tensor, state: LayerState, real: Tensor | None
+    ) -> _LookedBack:
+        """What each token shows of the one before it, for the layer's normed inputs x and the tokens' values
+        [B, T, C]; ``state`` moves on."""
+        assert state.tail is not None
+        assert state.tail_tokens is not None
+        assert state.tail_ids is not None
+        assert state.tail_key is not None
+        assert state.tail_around is not None
+        assert state.tail_gate is not None
+        assert state.tail_strength is not None
+        # 0 stands for no token at all.
+        numbered = (ids + 1)[..., None]
+        if real is None:
+            states = taps(x, state.tail, 0, STATE_TAPS)
+            around = torch.cat((states, taps(tokens, state.tail_tokens, 0, TOKEN_TAPS + 1)), dim=-1)
+            last, number = taps(tokens, state.tail_tokens, 1, 1), taps(numbered, state.tail_ids, 1, 1)
+            projected = self._project(around, self.context)
+            keys, before = taps(projected, state.tail_key, 2, 1), taps(around, state.tail_around, 2, 1)
+            state.tail, state.tail_tokens = ending(state.tail, x), ending(state.tail_tokens, tokens)
+            state.tail_ids = ending(state.tail_ids, numbered)
+            state.tail_key = ending(state.tail_key, projected)
+            state.tail_around = ending(state.tail_around, around)
+        else:
+            states, tail = ragged_taps(x, state.tail, real, 0, STATE_TAPS)
+            words, tail_tokens = ragged_taps(tokens, state.tail_tokens, real, 0, TOKEN_TAPS + 1)
+            last = ragged_taps(tokens, state.tail_tokens, real, 1, 1)[0]
+            number, state.tail_ids = ragged_taps(numbered, state.tail_ids, real, 1, 1)
+            state.tail, state.tail_tokens = tail, tail_tokens
+            around = torch.cat((states, words), dim=-1)
+            projected = self._project(around, self.context)
+            keys, state.tail_key = ragged_taps(projected, state.tail_key, real, 2, 1)
+            before, state.tail_around = ragged_taps(around, state.tail_around, real, 2, 1)
+        gate = self.write_logits(states[..., : self.gate_taps.numel()])[..., None]
+        if real is None:
+            gate_before = taps(gate, state.tail_gate, 1, 1)
+            state.tail_gate = ending(state.tail_gate, gate)
+        else:
+            gate_before, state.tail_gate = ragged_taps(gate, state.tail_gate, real, 1, 1)
+        strength = hard_gate(with_next(gate_before, gate)) * (number > 0)
+        if real is None:
+            earlier = taps(strength, state.tail_strength, 1, 1)
+            state.tail_strength = ending(state.tail_strength, strength)
+        else:
+            strength = strength * real[..., None]
+            earlier, state.tail_strength = ragged_taps(strength, state.tail_strength, real, 1, 1)
+        older = (number[..., 0] - 1).clamp(min=0)
+        joined = earlier[..., 0] > 0
+        return _LookedBack(projected, keys, before, last, older, strength[..., 0], joined)
 
     def _read_part(
         self,

@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
 
 from infinichat.attention.memory import MemoryState
 from infinichat.attention.window import room
 from infinichat.errors import StateError
 from infinichat.model.configuration_infini import InfiniConfig
 from infinichat.model.layer_state import LayerState, copied, picked
+from infinichat.model.pending import PENDING, Pending, first_above
 from infinichat.model.slots import Slots
 from infinichat.model.state_check import check_state
 
@@ -30,7 +30,7 @@ PER_ROW = ("row_seen", "row_evicted", "positions", "last_hidden")
 """The tensors, besides ids and layers, that have a row for each conversation of the batch."""
 
 
-class InfiniCache(Cache):
+class InfiniCache:
     """State of ``batch_size`` conversations for one model configuration. See the module's docstring.
 
     ``seen`` and ``evicted`` are the tokens ever fed and those that have left the window: integers while the
@@ -40,8 +40,6 @@ class InfiniCache(Cache):
     next.
     """
 
-    batch_size: int = 1  # a property in transformers' Cache, worked out from layers that are not used here
-
     def __init__(
         self,
         config: InfiniConfig,
@@ -50,12 +48,10 @@ class InfiniCache(Cache):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        # Deliberately not Cache.__init__: its per-layer key-value objects are not used here.
         self.config = config
         self.batch_size = batch_size
         self.dtype = dtype
         self.device = torch.device(device)
-        self.layers: list[Any] = []
         self.slots_fed = 0
         self.seen = 0
         self.evicted = 0
@@ -66,6 +62,7 @@ class InfiniCache(Cache):
         empty = torch.zeros(batch_size, 0, dtype=torch.int64, device=device)
         self.ids = Slots(empty, dim=1, limit=config.window)
         self.last_hidden: Tensor | None = None
+        self.pending: Pending | None = None  # what the layers above the memory have not seen yet
         self.states = [
             LayerState.empty(config, layer, batch=batch_size, dtype=dtype, device=device)
             for layer in range(config.num_hidden_layers)
@@ -93,6 +90,11 @@ class InfiniCache(Cache):
     def uniform(self) -> bool:
         """True while no padding has been fed."""
         return self.row_seen is None
+
+    @property
+    def live(self) -> list[LayerState]:
+        """The states of the layers that have seen every token: all, unless something is pending."""
+        return self.states if self.pending is None else self.states[: self.pending.layer]
 
     @property
     def memories(self) -> dict[int, MemoryState]:
@@ -165,6 +167,7 @@ class InfiniCache(Cache):
             self.seen = int(self.row_seen.max())
         for state in self.states:
             state.select_rows(rows)
+        self.pending = None if self.pending is None else self.pending.select_rows(rows)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row ``repeats`` times."""
@@ -177,9 +180,9 @@ class InfiniCache(Cache):
         """An independent copy outside the graph: feeding one never changes the other."""
         copy = object.__new__(InfiniCache)
         copy.__dict__.update(self.__dict__)
-        copy.layers = []
         copy.ids = self.ids.clone()
         copy.states = [state.clone() for state in self.states]
+        copy.pending = None if self.pending is None else self.pending.clone()
         for name in PER_ROW:
             setattr(copy, name, copied(getattr(self, name)))
         return copy
@@ -190,6 +193,7 @@ class InfiniCache(Cache):
             state.detach()
         if self.last_hidden is not None:
             self.last_hidden = self.last_hidden.detach()
+        self.pending = None if self.pending is None else self.pending.clone()
 
     def flowing(self) -> list[Tensor]:
         """The tensors that gradients flow through from these tokens into later ones, in an order that any
@@ -216,6 +220,9 @@ class InfiniCache(Cache):
         for name in PER_ROW:
             setattr(cache, name, own.get(name))
         cache.ids = Slots(own["ids"], dim=1, limit=config.window)
+        first = first_above(config)
+        if counts.pending and first is not None:
+            cache.pending = Pending(first, *(own[f"pending.{name}"] for name in PENDING))
         for index in range(config.num_hidden_layers):
             prefix = f"layers.{index}."
             inner = {name.removeprefix(prefix): own[name] for name in own if name.startswith(prefix)}
@@ -231,6 +238,8 @@ class InfiniCache(Cache):
             value = getattr(self, name)
             if value is not None:
                 named[name] = value
+        if self.pending is not None:
+            named |= {f"pending.{name}": tensor for name, tensor in self.pending.named().items()}
         for index, state in enumerate(self.states):
             named |= {f"layers.{index}.{name}": tensor for name, tensor in state.named().items()}
         return named

@@ -88,17 +88,30 @@ def recall_points(recall: dict[str, Any] | None) -> tuple[RecallPoint, ...]:
 
 
 def parameters_of(config: dict[str, Any]) -> int | None:
-    """Weights of a Llama-like model, from its ``config.json``, memories not counted; ``None`` when the
-    numbers are not there."""
+    """Weights of a model from its ``config.json``, without memories, biases and the norms of heads; ``None``
+    when the numbers are not there."""
     try:
         hidden, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
         heads, inner = int(config["num_attention_heads"]), int(config["intermediate_size"])
         vocabulary = int(config["vocab_size"])
         kv_heads = int(config.get("num_key_value_heads") or heads)
         head_dim = int(config.get("head_dim") or hidden // heads)
+        with_experts, experts = _experts(config, layers)
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
     attention = 2 * hidden * heads * head_dim + 2 * hidden * kv_heads * head_dim
-    per_layer = attention + 3 * hidden * inner + 2 * hidden
+    mlps = (layers - with_experts) * 3 * hidden * inner + with_experts * hidden * experts
     embeddings = vocabulary * hidden * (1 if config.get("tie_word_embeddings") else 2)
-    return embeddings + layers * per_layer + hidden
+    return embeddings + layers * (attention + 2 * hidden) + mlps + hidden
+
+
+def _experts(config: dict[str, Any], layers: int) -> tuple[int, int]:
+    """How many layers have routed experts (Qwen2-MoE), and their weights in such a layer for each channel of
+    the hidden states."""
+    count = int(config.get("num_experts") or 0)
+    if not count:
+        return 0, 0
+    plain, step = config.get("mlp_only_layers") or (), int(config.get("decoder_sparse_step") or 1)
+    chosen = [layer for layer in range(layers) if layer not in plain and (layer + 1) % step == 0]
+    shared = int(config["shared_expert_intermediate_size"])
+    return len(chosen), 3 * (count * int(config["moe_intermediate_size"]) + shared) + count + 1

@@ -24,7 +24,7 @@ from torch import Tensor
 from infinichat.errors import DiskError
 from infinichat.model.base_weights import MEMORY_FILE
 from infinichat.model.checksums import sha256_of
-from infinichat.model.configuration_infini import InfiniConfig
+from infinichat.model.configuration_infini import FEATURES, InfiniConfig
 
 
 def write_checkpoint(
@@ -62,6 +62,7 @@ def config_json(config: InfiniConfig, folder: Path) -> str:
     values: dict[str, Any] = config.to_diff_dict()
     for key in ("transformers_version", "files", "dtype", "architectures"):
         values.pop(key, None)
+    values = {key: value for key, value in values.items() if key not in FEATURES or value != FEATURES[key]}
     memory = folder / MEMORY_FILE
     if memory.is_file():
         values["files"] = {MEMORY_FILE: {"size": memory.stat().st_size, "sha256": sha256_of(memory)}}

@@ -26,6 +26,22 @@ _DEFAULT_ALIGNMENT = 32
 # GGUF's value types by number: the struct code of each scalar; 8 is a string, 9 an array.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+GROUP = 32
+"""Weights in a block of the simple types."""
+
+F32, F16, Q4_0, Q4_1, Q8_0, BF16 = 0, 1, 2, 3, 8, 30
+"""ggml's numbers of the types that are known without the ``gguf`` package, whose import takes 30 ms."""
+
+SIZES: dict[int, tuple[int, int]] = {
+    F32: (1, 4),
+    F16: (1, 2),
+    BF16: (1, 2),
+    Q4_0: (GROUP, 18),
+    Q4_1: (GROUP, 20),
+    Q8_0: (GROUP, 34),
+}
+"""Weights and bytes of one block of each of them."""
+
 # ggml allows four dimensions; more means that the table is not a table.
 _MAX_DIMENSIONS = 4
 
@@ -58,6 +74,32 @@ class GgufFile:
     @property
     def architecture(self) -> str:
         return str(self.metadata.get("general.architecture", ""))
+
+    def own(self, key: str, default: Any) -> Any:
+        """The architecture's metadata ``key``."""
+        return self.metadata.get(f"{self.architecture}.{key}", default)
+
+    def number(self, key: str, default: int | None = None) -> int:
+        """``own``, a whole number above 0. Raises ``ModelFileError`` for anything else."""
+        value = self.own(key, default)
+        if isinstance(value, list) and value and len(set(value)) == 1:
+            value = value[0]  # some converters write one number per layer
+        if not isinstance(value, int) or value <= 0:
+            raise ModelFileError(
+                f"{self.path.name} has {self.architecture}.{key} = {value!r}, expected a positive whole "
+                "number."
+            )
+        return value
+
+    def real(self, key: str, default: float | None = None) -> float:
+        """``own``, a number above 0. Raises ``ModelFileError`` for anything else."""
+        value = self.own(key, default)
+        if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+            raise ModelFileError(
+                f"{self.path.name} has {self.architecture}.{key} = {value!r}, expected a positive number."
+            )
+        # Stored as float32: 9.999999747378752e-06 is meant to be 1e-05.
+        return float(f"{value:.7g}")
 
     @property
     def parameters(self) -> int:
@@ -210,14 +252,23 @@ def _tensor_row(cursor: _Cursor) -> GgufTensor:
     return GgufTensor(name, shape, cursor.scalar("I"), cursor.scalar("Q"))
 
 
+def block_size(kind: int) -> tuple[int, int]:
+    """Weights and bytes of a block of ggml's type ``kind``; raises ``LookupError`` or ``ValueError`` for a
+    type that the installed ``gguf`` package does not know."""
+    if kind in SIZES:
+        return SIZES[kind]
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+    return int(block), int(size)
+
+
 def tensor_bytes(file: GgufFile, tensor: GgufTensor) -> int:
     """Bytes that ``tensor`` takes in the file. Raises ``UnsupportedModelError`` for a type that the installed
     ``gguf`` package does not know."""
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
     try:
-        block, size = GGML_QUANT_SIZES[GGMLQuantizationType(tensor.type_id)]
-    except (KeyError, ValueError) as error:
+        block, size = block_size(tensor.type_id)
+    except (LookupError, ValueError) as error:
         raise UnsupportedModelError(
             f"{file.path.name}: tensor {tensor.name!r} has type {tensor.type_id}, which the installed gguf "
             "package does not know. Upgrade it (pip install --upgrade gguf) or convert the model to Q8_0."

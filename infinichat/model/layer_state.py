@@ -8,12 +8,15 @@ and the checks of loaded ones all follow it. What the tensors mean:
                  their segment leaves the window
     memory_k     what the window's tokens will be written under. Recall: projected keys [B, n, H * Dk]; bank:
                  projected keys and marks [B, n, H * Dk + F]; paper: keys without position [B, Hkv, n, D]
-    strength     their write strengths [B, n] (recall, bank)
+    strength     their write strengths [B, n] (recall); of the tokens before each of them (bank), to which
+                 then memory_k belongs as well
     tail         the layer's last inputs [B, taps, C], for the convolutions (recall, bank)
     tail_tokens  the last tokens' embeddings [B, taps, C] (bank)
-    tail_key     the last token's projection [B, 1, H * Dk], the key of the token to come (bank)
-    tail_around  what that was projected from [B, 1, 10 C], for the mark of the token to come (bank)
-    tail_strength  the last token's write strength [B, 1, 1] (bank)
+    tail_ids     the last token's id and one, 0 for no token [B, 1, 1] (bank)
+    tail_key     the last tokens' projections [B, 2, H * Dk], the keys of those after them (bank)
+    tail_around  what those were projected from [B, 2, 10 C], for the marks of those after them (bank)
+    tail_gate    the last token's write gate before it is cut [B, 1, 1] (bank)
+    tail_strength  how strongly the token before that was written [B, 1, 1] (bank)
     bank_*       the exact pairs, ``infinichat.attention.bank.BankState`` (bank)
     M, z, written  the memory itself (``infinichat.attention.memory.MemoryState``)
 """
@@ -38,7 +41,8 @@ TOKEN_TAPS = 5
 """Tokens before the present one whose embeddings the bank memory looks at."""
 
 BANK_TENSORS = ("keys", "marks", "values", "ids", "faded", "order", "joined", "route", "heir")
-PLAIN_TENSORS = ("sink_k", "sink_v", "tail", "tail_tokens", "tail_key", "tail_around", "tail_strength")
+TAILS = ("tail", "tail_tokens", "tail_ids", "tail_key", "tail_around", "tail_gate", "tail_strength")
+PLAIN_TENSORS = ("sink_k", "sink_v", *TAILS)
 """The fields of a layer's state that are single tensors or None."""
 
 Precision = Literal["weights", "wide", "count"]
@@ -97,8 +101,10 @@ def _bank_tensors(config: InfiniConfig, batch: int) -> dict[str, TensorSpec]:
     width, hidden, size = config.memory_heads * config.memory_key_dim, config.hidden_size, config.memory_slots
     return {
         "tail_tokens": TensorSpec((batch, TOKEN_TAPS, hidden), "wide"),
-        "tail_key": TensorSpec((batch, 1, width), "wide"),
-        "tail_around": TensorSpec((batch, 1, (RECALL_TAPS + TOKEN_TAPS + 1) * hidden), "wide"),
+        "tail_ids": TensorSpec((batch, 1, 1), "count"),
+        "tail_key": TensorSpec((batch, 2, width), "wide"),
+        "tail_around": TensorSpec((batch, 2, (RECALL_TAPS + TOKEN_TAPS + 1) * hidden), "wide"),
+        "tail_gate": TensorSpec((batch, 1, 1), "wide"),
         "tail_strength": TensorSpec((batch, 1, 1), "wide"),
         "bank_keys": TensorSpec((batch, size, width), "wide"),
         "bank_marks": TensorSpec((batch, size, config.memory_fade_dim), "wide"),
@@ -126,8 +132,10 @@ class LayerState:
     strength: Slots | None = None
     tail: Tensor | None = None
     tail_tokens: Tensor | None = None
+    tail_ids: Tensor | None = None
     tail_key: Tensor | None = None
     tail_around: Tensor | None = None
+    tail_gate: Tensor | None = None
     tail_strength: Tensor | None = None
     bank: BankState | None = None
 
@@ -167,7 +175,7 @@ class LayerState:
         if "strength" in named:
             state.strength, state.tail = window("strength", 1), named["tail"]
         if "bank_keys" in named:
-            for name in ("tail_tokens", "tail_key", "tail_around", "tail_strength"):
+            for name in TAILS[1:]:
                 setattr(state, name, named[name])
             state.bank = BankState(*(named[f"bank_{name}"] for name in BANK_TENSORS))
         return state

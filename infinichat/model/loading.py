@@ -23,20 +23,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from infinichat.errors import ConfigError, ModelFileError
+from infinichat.model import family_config
 from infinichat.model.base_weights import MEMORY_FILE, base_of, check_own_files, read_config
 from infinichat.model.checksums import quick_digest, sha256_of
-from infinichat.model.configuration_infini import InfiniConfig
-from infinichat.model.families import Family, chat_format_of, default_memory_layers, family_of
-from infinichat.model.gguf import gguf_config
+from infinichat.model.configuration_infini import FEATURES, InfiniConfig
+from infinichat.model.families import (
+    Family,
+    chat_format_of,
+    default_memory_layers,
+    family_named,
+    family_of,
+)
+from infinichat.model.gguf_config import gguf_config
 from infinichat.model.gguf_file import GgufFile, read_gguf_header
 from infinichat.model.gguf_tokenizer import gguf_tokenizer
 from infinichat.model.layer_state import wide_dtype
 from infinichat.model.modeling_infini import InfiniForCausalLM
 from infinichat.model.registry import Entry, Registry
-from infinichat.model.rope import scaled_frequencies
+from infinichat.model.rope import rotations
 from infinichat.model.safetensors_file import weight_files
+from infinichat.model.stored import parameter_count, tie
 from infinichat.model.tokenizer import Tokenizer, folder_tokenizer
 from infinichat.model.weights import Stored, fill, read_weights, stored_names
 
@@ -45,7 +54,9 @@ DEFAULT_WINDOW, DEFAULT_SEGMENT, DEFAULT_SINKS = 1024, 256, 4
 
 # Fields of the configuration that change no result; everything else is part of a model's fingerprint.
 _NO_RESULT = {"base", "files", "family", "chat_format", "use_cache", "initializer_range", "kwargs", "self"}
-_NO_RESULT |= {"rope_theta", "rope_scaling"}  # kept as infini_rope
+# Kept as infini_rope.
+_ROPE = {"rope_theta", "rope_scaling", "rope_local_base_freq", "partial_rotary_factor"}
+_NO_RESULT |= _ROPE
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +93,13 @@ def load_model(
     window: int | None = None,
     segment: int | None = None,
     registry: Registry | None = None,
+    light: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> LoadedModel:
     """Load the model of this name or path (without one the default), with ``window`` and ``segment`` (tokens)
-    in place of its own where given. ``on_progress`` gets tensors read and tensors in all.
+    in place of its own where given. ``light``: the network on torch alone, without importing transformers,
+    which takes 2 s (``hugging_face``), and of a GGUF the matrices in 4 or 8 bits as they are stored
+    (``stored``). ``on_progress`` gets tensors read and tensors in all.
 
     Raises ``ModelNotFoundError`` with the next step, ``ModelFileError`` naming file and tensor,
     ``UnsupportedModelError``, ``ConfigError`` for values that cannot work together.
@@ -101,8 +115,8 @@ def load_model(
     with_sizes(config, window, segment)
     file = _memory_file(entry)
     memory = None if file is None else read_weights(file, dtype=lambda _: wide_dtype(dtype))
-    model = build(config, source, memory=memory, dtype=dtype, on_progress=on_progress)
-    _check_vocabulary(source.tokenizer, config, entry.path)
+    model = build(config, source, memory=memory, dtype=dtype, light=light, on_progress=on_progress)
+    _check_vocabulary(source, config, entry.path)
     return LoadedModel(
         model=model,
         tokenizer=source.tokenizer,
@@ -110,7 +124,7 @@ def load_model(
         fingerprint=_fingerprint(entry, weights, config),
         trained=config.memory_trained,
         chat_format=config.chat_format,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=parameter_count(model),
         path=entry.path,
     )
 
@@ -123,11 +137,10 @@ def read_source(weights: Path) -> Source:
     else:
         raw, tokenizer = read_config(weights), folder_tokenizer(weights)
         if raw.get("model_type") == InfiniConfig.model_type:
-            rope = raw.get("infini_rope") or {}
-            raw = {**raw, "model_type": raw.get("family", "llama")}
-            raw |= {"rope_theta": rope.get("theta"), "rope_scaling": rope.get("scaling")}
+            family = family_named(raw.get("family", "llama"), weights)
+            return Source(weights, family, family_config.own(raw, weights), tokenizer, header)
     family = family_of(raw, weights)
-    return Source(weights, family, family.config(raw, weights), tokenizer, header)
+    return Source(weights, family, family.arguments(raw, weights), tokenizer, header)
 
 
 def wrapped_config(source: Source, **chosen: Any) -> InfiniConfig:
@@ -160,10 +173,12 @@ def checkpoint_config(folder: Path, source: Source) -> InfiniConfig:
     """A checkpoint folder's configuration. Raises ``ConfigError`` naming a value that it does not share with
     the base weights it stands on: their outputs would silently be wrong."""
     raw = {key: value for key, value in read_config(folder).items() if key not in ("model_type", "files")}
+    # A configuration from before there was a feature does not speak against its base.
+    raw = {key: source.arguments[key] for key in FEATURES if key in source.arguments} | raw
     config = _make_config(folder, raw)
     base = _make_config(source.weights, source.arguments)
-    for key in (*source.arguments, "infini_rope"):
-        if key in ("rope_theta", "rope_scaling") or key.endswith("_token_id"):
+    for key in {*source.arguments, "infini_rope"} - _ROPE:
+        if key.endswith("_token_id"):
             continue
         ours, theirs = getattr(config, key), getattr(base, key)
         if ours != theirs:
@@ -191,10 +206,11 @@ def build(
     *,
     memory: Iterable[Stored] | None = None,
     dtype: torch.dtype = torch.float32,
+    light: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> InfiniForCausalLM:
     """The model of ``config`` with the weights of ``source`` and the trained tensors ``memory`` by name;
-    without them the memories have their closed start, the same every time.
+    without them the memories have their closed start, the same every time. ``light`` as in ``load_model``.
 
     Raises ``ModelFileError`` and ``UnsupportedModelError`` naming the tensor.
     """
@@ -203,7 +219,9 @@ def build(
     def precision(name: str) -> torch.dtype:
         return wide_dtype(dtype) if _MEMORY in name else dtype
 
-    stored = read_weights(source.weights, dtype=precision, header=source.header)
+    # Only what computes as a Llama does is run from blocks; the rest would come to be floats again.
+    blocks = light and not config.features and not source.family.fused
+    stored = read_weights(source.weights, dtype=precision, header=source.header, blocks=blocks)
     if memory is not None:
         stored = chain(stored, memory)
     names = list(model.state_dict())
@@ -213,15 +231,18 @@ def build(
         model,
         stored,
         wanted=names if complete else [name for name in names if _MEMORY not in name],
-        rename=source.family.tensor_name,
+        unpack=lambda name, tensor: source.family.tensors(name, tensor, source.arguments),
         on_progress=on_progress,
     )
     if not complete:
         start_memories(model, wide_dtype(dtype))
-    model.tie_weights()
-    config.dtype = dtype
+    tie(model)
+    model.config.dtype = dtype
     model.train(False)
-    return model
+    if light:
+        return model
+    whole: InfiniForCausalLM = model.as_transformers()
+    return whole
 
 
 def _make_config(path: Path, arguments: Mapping[str, Any]) -> InfiniConfig:
@@ -249,12 +270,26 @@ def _unusable() -> tuple[type[Exception], ...]:
     )
 
 
+class _NoStart(TorchFunctionMode):
+    """Draws no random weights: for tensors without memory torch imports its compiler to do so, a second."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        if func is torch.eye:  # the same
+            kwargs = {**kwargs, "device": "cpu"}
+        return func(*args, **kwargs)
+
+
 def _empty_model(config: InfiniConfig, path: Path) -> InfiniForCausalLM:
     """All modules, no weights: torch's meta device takes no memory."""
     try:
         # Also computed at the first forward; here so that an unknown kind is refused by the loader.
-        scaled_frequencies(torch.ones(1, dtype=torch.float64), config.infini_rope["scaling"])
-        with torch.device("meta"):
+        rotations(config)
+        with torch.device("meta"), _NoStart():
             return InfiniForCausalLM(config)
     except _unusable() as error:
         raise ConfigError(
@@ -281,11 +316,14 @@ def _memory_file(entry: Entry) -> Path | None:
     return file if file.is_file() else None
 
 
-def _check_vocabulary(tokenizer: Tokenizer, config: InfiniConfig, path: Path) -> None:
+def _check_vocabulary(source: Source, config: InfiniConfig, path: Path) -> None:
     # More rows than tokens is common (padding to a round number); fewer would make ids out of range.
-    if tokenizer.vocab_size > config.vocab_size:
+    control, size = source.tokenizer.control_tokens, source.tokenizer.vocab_size
+    while size - 1 in (control.get(token) for token in source.family.foreign):
+        size -= 1
+    if size > config.vocab_size:
         raise ModelFileError(
-            f"{path} has a tokenizer of {tokenizer.vocab_size:,} tokens but embeddings for "
+            f"{path} has a tokenizer of {size:,} tokens but embeddings for "
             f"{config.vocab_size:,}; they belong to different models. Get the model again."
         )
 
@@ -293,7 +331,8 @@ def _check_vocabulary(tokenizer: Tokenizer, config: InfiniConfig, path: Path) ->
 def _fingerprint(entry: Entry, weights: Path, config: InfiniConfig) -> str:
     base = base_of(read_config(entry.path), entry.path) if entry.kind == "checkpoint" else None
     memory = _memory_file(entry)
-    fields = [name for name in inspect.signature(InfiniConfig.__init__).parameters if name not in _NO_RESULT]
+    names = [name for name in inspect.signature(InfiniConfig.__init__).parameters if name not in _NO_RESULT]
+    fields = [name for name in names if name not in FEATURES or getattr(config, name) != FEATURES[name]]
     described = {
         "config": {name: getattr(config, name) for name in (*fields, "infini_rope", "tie_word_embeddings")},
         "weights": _weights_digest(base, weights),

@@ -124,8 +124,11 @@ class ResidualMemory(nn.Module):
 
     def write_strength(self, around: Tensor) -> Tensor:
         """b [B, T] in [0, 1] from x_t, x_{t-1} .. beside each other [B, T, >= gate taps * C]."""
-        flat = self.gate_taps.to(around.dtype).reshape(-1)
-        return hard_gate(around[..., : flat.shape[0]] @ flat + self.gate_bias.to(around.dtype))
+        return hard_gate(self.write_logits(around[..., : self.gate_taps.numel()]))
+
+    def write_logits(self, around: Tensor) -> Tensor:
+        """The write gate before it is cut [...], for [..., gate taps * C]: above zero a token is written."""
+        return around @ self.gate_taps.to(around.dtype).reshape(-1) + self.gate_bias.to(around.dtype)
 
     @staticmethod
     def unit_rms(embeddings: Tensor) -> Tensor:

@@ -1,32 +1,33 @@
-"""A Llama-like decoder with Infini-attention: the Hugging Face face of the model.
+"""A decoder with Infini-attention, on torch alone.
 
-The base part is a plain decoder whose weights have transformers' Llama names. Each layer attends exactly over
-the window in an ``InfiniCache``; layers in ``config.memory_layers`` also read and write a memory. One forward
-may be given any number of tokens: it is cut where a segment leaves the window, each piece is run through all
-layers, and every output is the same as if the tokens had come one at a time.
+The base part is a plain decoder whose weights have transformers' names; what the families of ``families.py``
+differ in, the configuration says. Each layer attends exactly over the window in an ``InfiniCache``; layers in
+``config.memory_layers`` also read and write a memory. One forward may be given any number of tokens: it is
+cut where a segment leaves the window, each piece is run through all layers, and every output is the same as
+if the tokens had come one at a time.
 
     cache = InfiniCache(model.config)
     out = model(ids, past_key_values=cache, logits_to_keep=1)     # ids of a million tokens are fine
     model.generate(ids, past_key_values=cache)                    # transformers' own loop
+
+What is transformers' (``generate``, ``from_pretrained``, ``save_pretrained``, the Auto classes) is in
+``hugging_face``, imported only where it is called for: that takes seconds, and a chat needs none of it.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import GenerationMixin, PreTrainedModel
-from transformers.activations import ACT2FN
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from infinichat.attention.memory import wide
-from infinichat.attention.window import blockwise_attention, inverse_frequencies, local_attention, rotate
+from infinichat.attention.window import blockwise_attention, local_attention, rotate
 from infinichat.errors import ConfigError, StateError
 from infinichat.model.bank_memory import BankMemory
 from infinichat.model.cache import InfiniCache
 from infinichat.model.configuration_infini import InfiniConfig
+from infinichat.model.decoder_parts import CappedHead, RMSNorm, ScaledEmbedding, mlp_of, norm_of
 from infinichat.model.layer_state import LayerState
 from infinichat.model.memories import (
     PaperMemory,
@@ -36,7 +37,8 @@ from infinichat.model.memories import (
     is_recall,
     is_residual,
 )
-from infinichat.model.rope import scaled_frequencies
+from infinichat.model.outputs import LanguageModelOutput, NetworkOutput
+from infinichat.model.rope import Rotations, rotations
 from infinichat.model.segments import (
     SegmentPlan,
     advance,
@@ -51,50 +53,34 @@ from infinichat.model.segments import (
 )
 
 
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight, computed in float32 or wider as Llama does."""
+class AttentionKernel(Protocol):
+    """Another way to attend, for whoever knows the machine."""
 
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        precise = wide(x)
-        precise = precise * torch.rsqrt(precise.square().mean(dim=-1, keepdim=True) + self.eps)
-        return self.weight * precise.to(x.dtype)
-
-
-class InfiniMLP(nn.Module):
-    """down(act(gate(x)) * up(x))."""
-
-    def __init__(self, config: InfiniConfig) -> None:
-        super().__init__()
-        hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = nn.Linear(hidden, inner, bias=bias)
-        self.up_proj = nn.Linear(hidden, inner, bias=bias)
-        self.down_proj = nn.Linear(inner, hidden, bias=bias)
-        self.act_fn = ACT2FN[config.hidden_act]
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
-        return out
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor | None:
+        """``local_attention`` of T new tokens q [B, H, T, D], the last T of the N that k and v [B, Hkv, N, D]
+        hold: each sees those before it and itself. None where it does not fit."""
+        ...
 
 
 class InfiniAttention(nn.Module):
     """Exact attention over the window, and the paper's memory where the layer has one."""
+
+    kernel: AttentionKernel | None = None
 
     def __init__(self, config: InfiniConfig, layer_idx: int) -> None:
         super().__init__()
         self.layer_idx = layer_idx
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = config.head_dim
-        self.scale = config.head_dim**-0.5
-        hidden, bias = config.hidden_size, config.attention_bias
-        self.q_proj = nn.Linear(hidden, self.heads * self.head_dim, bias=bias)
-        self.k_proj = nn.Linear(hidden, self.kv_heads * self.head_dim, bias=bias)
-        self.v_proj = nn.Linear(hidden, self.kv_heads * self.head_dim, bias=bias)
-        self.o_proj = nn.Linear(self.heads * self.head_dim, hidden, bias=bias)
+        self.scale = (config.query_pre_attn_scalar or config.head_dim) ** -0.5
+        self.softcap, self.slides = config.attn_logit_softcapping, config.slides(layer_idx)
+        hidden, biased = config.hidden_size, config.biased
+        self.q_proj = nn.Linear(hidden, self.heads * self.head_dim, bias="q" in biased)
+        self.k_proj = nn.Linear(hidden, self.kv_heads * self.head_dim, bias="k" in biased)
+        self.v_proj = nn.Linear(hidden, self.kv_heads * self.head_dim, bias="v" in biased)
+        self.o_proj = nn.Linear(self.heads * self.head_dim, hidden, bias="o" in biased)
+        self.q_norm = norm_of(config, self.head_dim) if config.use_qk_norm else None
+        self.k_norm = norm_of(config, self.head_dim) if config.use_qk_norm else None
 
     def forward(
         self,
@@ -117,16 +103,28 @@ class InfiniAttention(nn.Module):
         q, k, v = (
             flat.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for flat in (flat_q, flat_k, flat_v)
         )
-        state.k.append(rotate(k, plan.cos, plan.sin))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        sight = plan.sliding if self.slides else plan.full
+        state.k.append(rotate(k, sight.cos, sight.sin))
         state.v.append(v)
         keys = state.k.with_front if plan.use_front else state.k.content
         values = state.v.with_front if plan.use_front else state.v.content
         if last:
-            turned = rotate(q, plan.cos[-1:], plan.sin[-1:])
-            out = local_attention(turned, keys, values, scale=self.scale, mask=None)
+            turned = rotate(q, sight.cos[-1:], sight.sin[-1:])
+            if sight.span is not None:
+                keys, values = keys[:, :, -sight.span :], values[:, :, -sight.span :]
+            out = local_attention(turned, keys, values, scale=self.scale, mask=None, softcap=self.softcap)
         else:
-            turned = rotate(q, plan.cos, plan.sin)
-            out = blockwise_attention(turned, keys, values, scale=self.scale, blocks=plan.blocks)
+            turned = rotate(q, sight.cos, sight.sin)
+            plain = plan.real is None and sight.span is None and self.softcap is None
+            own = self.kernel if plain else None
+            got = None if own is None else own(turned, keys, values, self.scale)
+            if got is None:
+                got = blockwise_attention(
+                    turned, keys, values, scale=self.scale, blocks=sight.blocks, softcap=self.softcap
+                )
+            out = got
         if memory is not None and state.memory is not None and state.memory_k is not None:
             out = memory.attend(out, q, state.memory)
             state.memory_k.append(k)
@@ -139,14 +137,18 @@ class InfiniAttention(nn.Module):
 
 
 class InfiniDecoderLayer(nn.Module):
-    """Attention and MLP with pre-norms; a recall memory adds its read between the two."""
+    """Attention and MLP with pre-norms, of some families also with norms after them; a recall memory adds its
+    read between the two."""
 
     def __init__(self, config: InfiniConfig, layer_idx: int) -> None:
         super().__init__()
         self.self_attn = InfiniAttention(config, layer_idx)
-        self.mlp = InfiniMLP(config)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = mlp_of(config, layer_idx)
+        self.input_layernorm = norm_of(config)
+        # Gemma 2 calls the norm after attention what Llama calls the one before the MLP.
+        self.post_attention_layernorm = norm_of(config)
+        self.pre_feedforward_layernorm = norm_of(config) if config.post_norms else None
+        self.post_feedforward_layernorm = norm_of(config) if config.post_norms else None
         self.memory: PaperMemory | ResidualMemory | None = None
         if layer_idx in config.memory_layers:
             if config.memory == "bank":
@@ -157,27 +159,74 @@ class InfiniDecoderLayer(nn.Module):
     def forward(self, h: Tensor, plan: SegmentPlan, state: LayerState, *, last: bool = False) -> Tensor:
         """h [B, T, C] to [B, T, C], or [B, 1, C] with ``last`` (see ``InfiniAttention``)."""
         x = self.input_layernorm(h)
-        mixed = self.memory if is_paper(self.memory) else None
-        attended = self.self_attn(x, plan, state, mixed, last=last)
-        h = (h[:, -1:] if last else h) + attended
+        h = self.after_attention(h, x, plan, state, last=last)
         if is_residual(self.memory) and state.memory is not None:
             h, carried = self.memory(h, x, state, real=plan.real, embeddings=plan.embeddings, ids=plan.ids)
             if carried is not None:
                 plan.carried.append(carried)
-        out: Tensor = h + self.mlp(self.post_attention_layernorm(h))
-        return out
+        return self.after_mlp(h)
+
+    def after_attention(
+        self, h: Tensor, x: Tensor, plan: SegmentPlan, state: LayerState, *, last: bool = False
+    ) -> Tensor:
+        """h [B, T, C], whose normed form is x, with what attention adds."""
+        mixed = self.memory if is_paper(self.memory) else None
+        attended: Tensor = self.self_attn(x, plan, state, mixed, last=last)
+        if self.pre_feedforward_layernorm is not None:
+            attended = self.post_attention_layernorm(attended)
+        return (h[:, -1:] if last else h) + attended
+
+    def after_mlp(self, h: Tensor) -> Tensor:
+        """h [B, T, C] with what the MLP adds."""
+        added: Tensor = self.mlp((self.pre_feedforward_layernorm or self.post_attention_layernorm)(h))
+        if self.post_feedforward_layernorm is not None:
+            added = self.post_feedforward_layernorm(added)
+        return h + added
 
 
-class InfiniPreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]  # its __init_subclass__
-    """What both model classes share with transformers."""
+class InfiniPreTrainedModel(nn.Module):
+    """What both model classes share: the configuration, how weights start, the way to transformers."""
 
-    config: InfiniConfig
-    config_class = InfiniConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = False
-    _supports_sdpa = True
-    # The loss here is a mean; a trainer must not expect it to be divided by its own count of tokens.
-    accepts_loss_kwargs = False
+    def __init__(self, config: InfiniConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' type."""
+        return next(self.parameters()).dtype
+
+    def post_init(self) -> None:
+        """Give every weight its start, but those of a network inside, which has done so itself."""
+        for module in self.children():
+            if not isinstance(module, InfiniPreTrainedModel):
+                module.apply(self._init_weights)
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        """Make one what are two names of one matrix; without a head there are none."""
+
+    def save_pretrained(self, *arguments: Any, **named: Any) -> Any:
+        """transformers' own, as all methods of that name."""
+        return self.as_transformers().save_pretrained(*arguments, **named)
+
+    @classmethod
+    def from_pretrained(cls, *arguments: Any, **named: Any) -> Any:
+        """transformers' own: returns a model of ``hugging_face``'s class of the same name."""
+        from infinichat.model import hugging_face
+
+        return getattr(hugging_face, cls.__name__).from_pretrained(*arguments, **named)
+
+    def as_transformers(self) -> Any:
+        """This model as ``hugging_face``'s class of the same name; nothing is copied."""
+        from infinichat.model import hugging_face
+
+        return getattr(hugging_face, type(self).__name__).of(self)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -186,22 +235,26 @@ class InfiniPreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]  
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, RMSNorm):
-            nn.init.ones_(module.weight)
+            nn.init.constant_(module.weight, 0 if module.unit_offset else 1)
         elif isinstance(module, ResidualMemory):
             module.reset_parameters()
         elif isinstance(module, PaperMemory):
             nn.init.constant_(module.beta, PaperMemory.BETA_START)
 
 
-class InfiniModel(InfiniPreTrainedModel):  # type: ignore[no-untyped-call]  # its __init_subclass__
+class InfiniModel(InfiniPreTrainedModel):
     """Embeddings, layers, final norm."""
+
+    layers: Any  # a ModuleList, whose items are no InfiniDecoderLayer to a type checker
 
     def __init__(self, config: InfiniConfig) -> None:
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = ScaledEmbedding(
+            config.vocab_size, config.hidden_size, scale=config.embedding_multiplier
+        )
         self.layers = nn.ModuleList(InfiniDecoderLayer(config, i) for i in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_init()  # type: ignore[no-untyped-call]
+        self.norm = norm_of(config)
+        self.post_init()
 
     def new_cache(self, batch_size: int = 1) -> InfiniCache:
         """An empty state that fits these weights."""
@@ -216,7 +269,7 @@ class InfiniModel(InfiniPreTrainedModel):  # type: ignore[no-untyped-call]  # it
         use_cache: bool | None = None,
         keep: int = 0,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
+    ) -> NetworkOutput:
         """Final hidden states of the last ``keep`` tokens (0: of all) of input_ids [B, T], T >= 1.
 
         ``attention_mask`` [B, T] or longer (then its last T columns count): 0 marks padding. Positions follow
@@ -230,6 +283,10 @@ class InfiniModel(InfiniPreTrainedModel):  # type: ignore[no-untyped-call]  # it
                 "input_ids is None; the memory stores tokens, so pass input_ids [batch, tokens]."
             )
         cache = self._cache_for(input_ids, past_key_values)
+        if cache.pending is not None:
+            from infinichat.model.reading import settle
+
+            settle(self, cache)
         mask = self._padding(cache, input_ids, attention_mask)
         outputs: list[Tensor] = []
         start, length = 0, input_ids.shape[1]
@@ -250,7 +307,7 @@ class InfiniModel(InfiniPreTrainedModel):  # type: ignore[no-untyped-call]  # it
         if mask is None:
             # A copy, so that one row does not keep a whole piece's states alive.
             cache.last_hidden = hidden[:, -1].clone() if hidden.shape[1] > 1 else hidden[:, -1]
-        return BaseModelOutputWithPast(
+        return NetworkOutput(
             last_hidden_state=outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1),
             past_key_values=cache if use_cache is not False or past_key_values is not None else None,
         )
@@ -259,7 +316,7 @@ class InfiniModel(InfiniPreTrainedModel):  # type: ignore[no-untyped-call]  # it
         """Fold into the memories what has to leave the window before the next token; often nothing."""
         due = leaving(cache)
         if due is None:
-            turn_sinks(cache, self._frequencies(cache.device))
+            turn_sinks(cache, self._rotations(cache.device))
             return
         count, write = due
         span = count if write is None else write.shape[1]
@@ -273,7 +330,7 @@ class InfiniModel(InfiniPreTrainedModel):  # type: ignore[no-untyped-call]  # it
                 state.memory = layer.memory.commit(state, span, write)
         keep_sinks(cache)
         drop_left(cache, count)
-        turn_sinks(cache, self._frequencies(cache.device))
+        turn_sinks(cache, self._rotations(cache.device))
 
     def _forward_piece(
         self, ids: Tensor, mask: Tensor | None, cache: InfiniCache, *, only_last: bool
@@ -285,8 +342,8 @@ class InfiniModel(InfiniPreTrainedModel):  # type: ignore[no-untyped-call]  # it
                 f"input_ids go from {int(ids.min())} to {int(ids.max())}; this model's vocabulary has ids 0 "
                 f"to {self.config.vocab_size - 1}."
             ) from None
-        frequencies = self._frequencies(cache.device)
-        plan = plan_segment(cache, mask, ids, h, inv_freq=frequencies)
+        turning = self._rotations(cache.device)
+        plan = plan_segment(cache, mask, ids, h, rotations=turning)
         top = len(self.layers) - 1
         for number, (layer, state) in enumerate(zip(self.layers, cache.states, strict=True)):
             last = only_last and number == top and state.memory is None
@@ -296,16 +353,14 @@ class InfiniModel(InfiniPreTrainedModel):  # type: ignore[no-untyped-call]  # it
         advance(cache, ids, plan)
         return plan.spoken(self.norm(h))
 
-    def _frequencies(self, device: torch.device) -> Tensor:
+    def _rotations(self, device: torch.device) -> Rotations:
         # MPS has no float64: there the angles are worked out on the CPU.
         kind = "cpu" if device.type == "mps" else device.type
-        # Plain float64 attribute rather than a buffer: .to(bfloat16) must never touch it.
-        cached: Tensor | None = self.__dict__.get("_inv_freq")
-        if cached is None or cached.device.type != kind:
-            rope = self.config.infini_rope
-            plain = inverse_frequencies(self.config.head_dim, rope["theta"])
-            cached = scaled_frequencies(plain, rope["scaling"]).to("cpu" if kind == "cpu" else device)
-            self.__dict__["_inv_freq"] = cached
+        # Plain attribute rather than buffers: .to(bfloat16) must never touch float64.
+        cached: Rotations | None = self.__dict__.get("_turning")
+        if cached is None or cached.full.inv_freq.device.type != kind:
+            cached = rotations(self.config).to("cpu" if kind == "cpu" else device)
+            self.__dict__["_turning"] = cached
         return cached
 
     def _cache_for(self, ids: Tensor, cache: InfiniCache | None) -> InfiniCache:
@@ -367,19 +422,14 @@ def _refuse_unsupported(arguments: dict[str, Any]) -> None:
             raise ConfigError(f"{name} was given; an Infini model does not support it. Leave it out.")
 
 
-# The ignored type: its __init_subclass__.
-class InfiniForCausalLM(InfiniPreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-call]
+class InfiniForCausalLM(InfiniPreTrainedModel):
     """The language model: ``InfiniModel`` and a vocabulary head."""
-
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012  transformers' form
-    # Refuses what needs an un-writable state, such as assisted generation.
-    _is_stateful = True
 
     def __init__(self, config: InfiniConfig) -> None:
         super().__init__(config)
         self.model = InfiniModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()  # type: ignore[no-untyped-call]
+        self.lm_head = CappedHead(config.hidden_size, config.vocab_size, cap=config.final_logit_softcapping)
+        self.post_init()
 
     def forward(
         self,
@@ -390,7 +440,7 @@ class InfiniForCausalLM(InfiniPreTrainedModel, GenerationMixin):  # type: ignore
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> LanguageModelOutput:
         """Logits [B, logits_to_keep or T, V] and, with ``labels`` [B, T] (-100 is ignored), the mean
         cross-entropy of each token's successor over all segments. Other arguments as ``InfiniModel``."""
         outputs = self.model(
@@ -406,7 +456,7 @@ class InfiniForCausalLM(InfiniPreTrainedModel, GenerationMixin):  # type: ignore
         if labels is not None:
             shifted = logits[:, :-1].float().flatten(0, 1)
             loss = F.cross_entropy(shifted, labels[:, 1:].flatten(), ignore_index=-100)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
+        return LanguageModelOutput(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
 
     def next_logits(self, cache: InfiniCache) -> Tensor:
         """Logits [B, V] for the token after the last one fed, without feeding anything.
@@ -423,49 +473,17 @@ class InfiniForCausalLM(InfiniPreTrainedModel, GenerationMixin):  # type: ignore
         return embedding
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.embed_tokens = value
+        self.model.embed_tokens = value  # type: ignore[assignment]  # whatever gives rows for ids
 
     def get_output_embeddings(self) -> nn.Module:
         head: nn.Module = self.lm_head
         return head
 
-    def _prepare_cache_for_generation(  # type: ignore[override]  # says bool, returns nothing
-        self, generation_config: Any, model_kwargs: dict[str, Any], *_: Any
-    ) -> None:
-        # The first forward makes the cache, for as many rows as generate() really uses (beams, samples).
-        return
+    def tie_weights(self) -> None:
+        """Make the vocabulary head the embedding's own matrix where the configuration says so."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
 
-    def prepare_inputs_for_generation(  # type: ignore[override]
-        self,
-        input_ids: Tensor,
-        next_sequence_length: int | None = None,
-        past_key_values: InfiniCache | None = None,
-        attention_mask: Tensor | None = None,
-        is_first_iteration: bool | None = False,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """Only what the state has not seen goes in.
-
-        To go on with a state, pass ``generate`` either the whole conversation as ``input_ids``, or only the
-        new ids with an ``attention_mask`` over everything. Raises ``StateError`` when that leaves nothing to
-        feed.
-        """
-        seen = 0 if past_key_values is None else past_key_values.get_seq_length()
-        new = next_sequence_length
-        if seen and new is None and not is_first_iteration:
-            new = 1
-        if new is not None:
-            if new < 1:
-                raise StateError(
-                    f"input_ids has {input_ids.shape[1]} tokens and the state has seen {seen}; pass the "
-                    "whole conversation with at least one new token, or only new tokens with an "
-                    "attention_mask over all."
-                )
-            input_ids = input_ids[:, -new:]
-        return {
-            "input_ids": input_ids,
-            "past_key_values": past_key_values,
-            "attention_mask": attention_mask,
-            "use_cache": kwargs.get("use_cache", True),
-            "logits_to_keep": 1,
-        }
+    def generate(self, *arguments: Any, **named: Any) -> Any:
+        """transformers' own loop over ``as_transformers()``."""
+        return self.as_transformers().generate(*arguments, **named)

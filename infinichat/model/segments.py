@@ -1,6 +1,6 @@
 """What one forward over one segment needs to know, worked out once for all layers.
 
-``plan_segment`` answers, for the next T slots: their positions, rotary tables, and the additive mask.
+``plan_segment`` answers, for the next T slots: their positions, rotary tables, and additive masks.
 ``leaving``, ``keep_sinks`` and ``drop_left`` are the steps of moving the oldest segment out of the window
 before those slots are processed; ``turn_sinks`` puts the attention sinks where the new window begins. All
 treat uniform caches with integers alone, and ragged ones (padding) row by row.
@@ -8,6 +8,7 @@ treat uniform caches with integers alone, and ragged ones (padding) row by row.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -26,6 +27,7 @@ from infinichat.attention.window import (
 from infinichat.model.adapters import Adapters, Carried
 from infinichat.model.cache import InfiniCache
 from infinichat.model.layer_state import LayerState, wide_dtype
+from infinichat.model.rope import Rotation, Rotations
 
 QUERY_BLOCK = 128
 """Queries in one call of the attention kernel on a CPU: 24 % less time than one call for the first 512
@@ -33,17 +35,27 @@ tokens, 2 % less for 256 after 768 (measured with 32 to 512 queries)."""
 
 
 @dataclass(frozen=True, slots=True)
-class SegmentPlan:
-    """For T new slots: ``positions`` [T] (uniform) or [B, T], ``cos`` and ``sin`` broadcastable to
-    [B, H, T, D], ``blocks`` of queries with their masks, ``real`` [B, T] True where a slot is a token (None:
-    all are), ``use_front``: the sinks are attended, ``ids`` [B, T], and ``embeddings``
-    [B, T, C], the tokens' rows of the embedding table. ``carried``: what the memories have read so far, the
-    latest last; layers add to it."""
+class Sight:
+    """What the queries of T new slots see: ``cos`` and ``sin`` broadcastable to [B, H, T, D], ``blocks`` of
+    queries with their masks, and ``span``, how many keys one query sees at most (None: all)."""
 
-    positions: Tensor
     cos: Tensor
     sin: Tensor
     blocks: tuple[QueryBlock, ...]
+    span: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentPlan:
+    """For T new slots: ``positions`` [T] (uniform) or [B, T], what layers see that see the whole window
+    (``full``) or a ``sliding`` part of it, ``real`` [B, T] True where a slot is a token (None: all are),
+    ``use_front``: the sinks are attended, ``ids`` [B, T], and ``embeddings`` [B, T, C], the tokens' rows of
+    the embedding table. ``carried``: what the memories have read so far, the latest last; layers add to
+    it."""
+
+    positions: Tensor
+    full: Sight
+    sliding: Sight
     real: Tensor | None
     use_front: bool
     ids: Tensor
@@ -87,24 +99,46 @@ def plan_segment(
     ids: Tensor,
     embeddings: Tensor,
     *,
-    inv_freq: Tensor,
+    rotations: Rotations,
 ) -> SegmentPlan:
     """The plan for the next T slots of ``cache``, whose tokens are ``ids`` [B, T] and have ``embeddings``
-    [B, T, C], made after what is due has left it. ``attention_mask`` [B, T] bool or None; ``inv_freq``
-    float64 [D / 2]."""
+    [B, T, C], made after what is due has left it. ``attention_mask`` [B, T] bool or None."""
     length, dtype = embeddings.shape[1], embeddings.dtype
     group = cache.config.num_attention_heads // cache.config.num_key_value_heads
-    if cache.uniform:
-        positions = torch.arange(cache.seen, cache.seen + length, device=cache.device)
-        cos, sin = rotary(positions, inv_freq, dtype)
-        use_front = cache.evicted > 0 and cache.config.sinks > 0
-        before = cache.window_tokens + (cache.config.sinks if use_front else 0)
-        # One launch for everything where launches cost more than the masked half of the work.
-        block = QUERY_BLOCK if cache.device.type == "cpu" else length
-        blocks = causal_blocks(length, before, group=group, block=block, dtype=dtype, device=cache.device)
-        return SegmentPlan(positions, cos, sin, blocks, None, use_front, ids, embeddings)
-    real = attention_mask if attention_mask is not None else _all_real(cache, length)
-    return _plan_ragged(cache, real, ids, embeddings, inv_freq)
+    if not cache.uniform:
+        real = attention_mask if attention_mask is not None else _all_real(cache, length)
+        return _plan_ragged(cache, real, ids, embeddings, rotations)
+    positions = torch.arange(cache.seen, cache.seen + length, device=cache.device)
+    use_front = cache.evicted > 0 and cache.config.sinks > 0
+    # The sinks stand right before the window, so slots are as far from each other as positions.
+    before = cache.window_tokens + (cache.config.sinks if use_front else 0)
+    # One launch for everything where launches cost more than the masked half of the work.
+    block = QUERY_BLOCK if cache.device.type == "cpu" else length
+
+    def sight(rotation: Rotation, span: int | None) -> Sight:
+        cos, sin = rotary(positions, rotation.inv_freq, dtype, scale=rotation.scale)
+        blocks = causal_blocks(
+            length, before, group=group, block=block, dtype=dtype, device=cache.device, span=span
+        )
+        return Sight(cos, sin, blocks, span)
+
+    full, sliding = _sights(cache, sight, rotations, longest=before + length)
+    return SegmentPlan(positions, full, sliding, None, use_front, ids, embeddings)
+
+
+def _sights(
+    cache: InfiniCache,
+    sight: Callable[[Rotation, int | None], Sight],
+    rotations: Rotations,
+    *,
+    longest: int,
+) -> tuple[Sight, Sight]:
+    """What full and sliding layers see; the same object as long as that is the same for all of at most
+    ``longest`` keys."""
+    full, span = sight(rotations.full, None), cache.config.sliding_window
+    if span is None or (span >= longest and rotations.sliding is rotations.full):
+        return full, full
+    return full, sight(rotations.sliding, span)
 
 
 def make_ragged(cache: InfiniCache) -> None:
@@ -173,7 +207,7 @@ def keep_last_hidden(cache: InfiniCache, hidden: Tensor, real: Tensor) -> None:
 def drop_left(cache: InfiniCache, count: int) -> None:
     """Forget the ``count`` oldest slots after their layers have been written, and move E forward."""
     window, segment = cache.config.window, cache.config.segment
-    for state in cache.states:
+    for state in cache.live:
         for slots in state.slots():
             slots.drop(count)
     cache.ids.drop(count)
@@ -194,7 +228,7 @@ def keep_sinks(cache: InfiniCache) -> None:
         return
     if cache.uniform:
         if cache.evicted == 0:
-            for state in cache.states:
+            for state in cache.live:
                 state.sink_k = state.k.content[:, :, :sinks].clone()
                 state.sink_v = state.v.content[:, :, :sinks].clone()
         return
@@ -207,7 +241,7 @@ def keep_sinks(cache: InfiniCache) -> None:
         _keep_row_sinks(state, where, fresh)
 
 
-def turn_sinks(cache: InfiniCache, inv_freq: Tensor) -> None:
+def turn_sinks(cache: InfiniCache, rotations: Rotations) -> None:
     """Put the sinks into the front slots of every layer, turned so that they end right before the window."""
     sinks = cache.config.sinks
     key = cache.evicted if cache.row_evicted is None else tuple(cache.row_evicted.tolist())
@@ -216,8 +250,13 @@ def turn_sinks(cache: InfiniCache, inv_freq: Tensor) -> None:
     evicted = torch.tensor(cache.evicted, device=cache.device) if cache.uniform else cache.row_evicted
     assert evicted is not None
     shift = (evicted - sinks).clamp(min=0)  # a row that nothing has left has no sinks yet
-    cos, sin = rotary(shift.reshape(-1, 1, 1), inv_freq, wide_dtype(cache.dtype))  # [1 or B, 1, 1, D]
-    for state in cache.states:
+    by = {
+        kind: rotary(shift.reshape(-1, 1, 1), kind.inv_freq, wide_dtype(cache.dtype))  # [1 or B, 1, 1, D]
+        for kind in (rotations.full, rotations.sliding)
+    }
+    first = cache.config.num_hidden_layers - len(cache.states)  # a part of a state ends at the top layer
+    for layer, state in enumerate(cache.live, start=first):
+        cos, sin = by[rotations.sliding if cache.config.slides(layer) else rotations.full]
         assert state.sink_k is not None
         assert state.sink_v is not None
         state.k.set_front(rotate(wide(state.sink_k), cos, sin).to(state.sink_k.dtype))
@@ -226,23 +265,33 @@ def turn_sinks(cache: InfiniCache, inv_freq: Tensor) -> None:
 
 
 def _plan_ragged(
-    cache: InfiniCache, real: Tensor, ids: Tensor, embeddings: Tensor, inv_freq: Tensor
+    cache: InfiniCache, real: Tensor, ids: Tensor, embeddings: Tensor, rotations: Rotations
 ) -> SegmentPlan:
-    dtype = embeddings.dtype
+    dtype, sinks = embeddings.dtype, cache.config.sinks
     group = cache.config.num_attention_heads // cache.config.num_key_value_heads
     assert cache.row_seen is not None
     assert cache.row_evicted is not None
     assert cache.positions is not None
+    evicted = cache.row_evicted
     positions = torch.where(real, cache.row_seen[:, None] + real.cumsum(dim=1) - 1, -1)
-    cos, sin = rotary(positions.clamp(min=0)[:, None], inv_freq, dtype)
     keys = torch.cat((cache.positions, positions), dim=1)
-    allowed = visible(positions, keys, cache.row_evicted)
-    use_front = cache.evicted > 0 and cache.config.sinks > 0
-    if use_front:
-        front = (cache.row_evicted > 0)[:, None, None] & real[:, :, None]
-        allowed = torch.cat((front.expand(-1, -1, cache.config.sinks), allowed), dim=2)
-    whole = QueryBlock(0, allowed.shape[1], allowed.shape[2], _additive(allowed, group, dtype))
-    return SegmentPlan(positions, cos, sin, (whole,), real, use_front, ids, embeddings)
+    use_front = cache.evicted > 0 and sinks > 0
+
+    def sight(rotation: Rotation, span: int | None) -> Sight:
+        at = positions.clamp(min=0)[:, None]
+        cos, sin = rotary(at, rotation.inv_freq, dtype, scale=rotation.scale)
+        allowed = visible(positions, keys, evicted, span=span)
+        if use_front:
+            front = ((evicted > 0)[:, None, None] & real[:, :, None]).expand(-1, -1, sinks)
+            if span is not None:
+                stand = evicted[:, None] - sinks + torch.arange(sinks, device=evicted.device)
+                front = front & (stand[:, None] > positions[:, :, None] - span)
+            allowed = torch.cat((front, allowed), dim=2)
+        whole = QueryBlock(0, allowed.shape[1], allowed.shape[2], _additive(allowed, group, dtype))
+        return Sight(cos, sin, (whole,), span)
+
+    full, sliding = _sights(cache, sight, rotations, longest=sinks + cache.config.window)
+    return SegmentPlan(positions, full, sliding, real, use_front, ids, embeddings)
 
 
 def _additive(allowed: Tensor, group: int, dtype: torch.dtype) -> Tensor:

@@ -8,7 +8,7 @@ type and count is compared with what the configuration implies, and the first th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from infinichat.attention.window import evicted_before
 from infinichat.errors import StateError
 from infinichat.model.configuration_infini import InfiniConfig
 from infinichat.model.layer_state import TensorSpec, layer_tensors
+from infinichat.model.pending import first_above, pending_tensors
 
 WEIGHT_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -24,7 +25,8 @@ WEIGHT_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 @dataclass(frozen=True, slots=True)
 class Counts:
     """A state's counts: rows, slots ever fed, tokens ever seen and gone (of the longest row), slots in the
-    window, the type of the weights, and whether rows count for themselves."""
+    window, the type of the weights, and whether rows count for themselves; tokens that the layers above the
+    memory have not seen, and slots that these hold meanwhile (``reading``)."""
 
     batch: int
     slots_fed: int
@@ -33,11 +35,13 @@ class Counts:
     window: int
     dtype: torch.dtype
     ragged: bool
+    pending: int = 0
+    held: int = 0
 
 
 def check_state(config: InfiniConfig, tensors: Mapping[str, Tensor]) -> Counts:
     """The counts of a state that fits ``config``. Raises ``StateError`` naming what does not."""
-    counts = _counts(tensors)
+    counts = _counts(config, tensors)
     specs = state_tensors(config, counts)
     for name, spec in specs.items():
         _check_tensor(tensors, name, spec, counts.dtype)
@@ -70,6 +74,8 @@ def _limits(name: str, config: InfiniConfig, counts: Counts) -> tuple[int, int] 
     kind = name.rpartition(".")[2]
     if kind in ("ids", "bank_ids"):
         return 0, config.vocab_size - 1
+    if kind == "tail_ids":
+        return 0, config.vocab_size
     if kind in ("written", "bank_order", "bank_heir"):
         return 0, counts.seen
     return (0, 1) if kind in ("strength", "tail_strength", "bank_joined", "bank_route") else None
@@ -82,15 +88,23 @@ def state_tensors(config: InfiniConfig, counts: Counts) -> dict[str, TensorSpec]
     if counts.ragged:
         specs |= {name: TensorSpec(rows, "count") for name in ("row_seen", "row_evicted")}
         specs["positions"] = TensorSpec((*rows, counts.window), "count")
-    if counts.slots_fed:
+    if counts.slots_fed and not counts.pending:
         specs["last_hidden"] = TensorSpec((*rows, config.hidden_size))
+    above = first_above(config) if counts.pending else None
+    if above is not None:
+        named = pending_tensors(config, batch=counts.batch, tokens=counts.pending)
+        specs |= {f"pending.{name}": spec for name, spec in named.items()}
     for layer in range(config.num_hidden_layers):
-        inner = layer_tensors(config, layer, batch=counts.batch, slots=counts.window, left=counts.evicted > 0)
+        slots, left = counts.window, counts.evicted > 0
+        if above is not None and layer >= above:
+            # Where these layers stopped; when what is pending has left their window whole, they hold nothing.
+            slots, left = counts.held, counts.held == 0 or counts.seen - counts.pending > counts.held
+        inner = layer_tensors(config, layer, batch=counts.batch, slots=slots, left=left)
         specs |= {f"layers.{layer}.{name}": spec for name, spec in inner.items()}
     return specs
 
 
-def _counts(tensors: Mapping[str, Tensor]) -> Counts:
+def _counts(config: InfiniConfig, tensors: Mapping[str, Tensor]) -> Counts:
     counts = _take(tensors, "counts")
     if tuple(counts.shape) != (4,) or counts.dtype != torch.int64:
         raise StateError(
@@ -106,7 +120,25 @@ def _counts(tensors: Mapping[str, Tensor]) -> Counts:
         )
     if keys.dtype not in WEIGHT_TYPES:
         raise StateError(f"layers.0.k is {keys.dtype} in the state; expected a floating-point type.")
-    return Counts(batch, slots_fed, seen, evicted, ids.shape[1], keys.dtype, "row_seen" in tensors)
+    counted = Counts(batch, slots_fed, seen, evicted, ids.shape[1], keys.dtype, "row_seen" in tensors)
+    return _with_pending(counted, config, tensors) if "pending.hidden" in tensors else counted
+
+
+def _with_pending(counts: Counts, config: InfiniConfig, tensors: Mapping[str, Tensor]) -> Counts:
+    hidden, above = _take(tensors, "pending.hidden"), first_above(config)
+    if above is None or counts.ragged or hidden.dim() != 3 or not 0 < hidden.shape[1] < counts.seen:
+        raise StateError(
+            f"pending.hidden has shape {tuple(hidden.shape)} in a state of {counts.seen} tokens; this model "
+            "expects fewer tokens there, and at least one, or no such tensor."
+        )
+    keys = _take(tensors, f"layers.{above}.k")
+    held = keys.shape[2] if keys.dim() == 4 else -1
+    if not 0 <= held <= min(config.window, counts.seen - hidden.shape[1]):
+        raise StateError(
+            f"layers.{above}.k has shape {tuple(keys.shape)} in the state, beside {hidden.shape[1]} tokens "
+            f"that are pending of {counts.seen}; these cannot belong together."
+        )
+    return replace(counts, pending=hidden.shape[1], held=held)
 
 
 def _take(tensors: Mapping[str, Tensor], name: str) -> Tensor:

@@ -18,9 +18,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from infinichat.errors import ModelFileError, UnsupportedModelError
+from infinichat.model.blocks import Blocks
 from infinichat.model.gguf import gguf_tensors
 from infinichat.model.gguf_file import GgufFile, read_gguf_header
 from infinichat.model.safetensors_file import check_safetensors, refuse_pickle, weight_files
+from infinichat.model.stored import put
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _FLOATS = {"F64", "F32", "F16", "BF16"}
@@ -32,15 +34,18 @@ class Stored:
 
     file: Path
     name: str
-    tensor: Tensor
+    tensor: Tensor | Blocks
 
 
 Precision = Callable[[str], torch.dtype]
 """The dtype that a tensor of this name is wanted in."""
 
 
-def read_weights(path: Path, *, dtype: Precision, header: GgufFile | None = None) -> Iterator[Stored]:
+def read_weights(
+    path: Path, *, dtype: Precision, header: GgufFile | None = None, blocks: bool = False
+) -> Iterator[Stored]:
     """Every tensor of a GGUF (whose ``header`` may be there already), a safetensors file or a folder of them.
+    ``blocks``: a GGUF's matrices in 4 or 8 bits as ``Blocks``.
 
     Raises ``ModelFileError`` and ``UnsupportedModelError`` as the readers of the formats do.
     """
@@ -51,7 +56,7 @@ def read_weights(path: Path, *, dtype: Precision, header: GgufFile | None = None
     elif path.suffix.lower() == ".safetensors":
         yield from _read_safetensors(path, dtype)
     else:
-        for name, tensor in gguf_tensors(header or read_gguf_header(path), dtype=dtype):
+        for name, tensor in gguf_tensors(header or read_gguf_header(path), dtype=dtype, blocks=blocks):
             yield Stored(path, name, tensor)
 
 
@@ -81,12 +86,12 @@ def fill(
     weights: Iterable[Stored],
     *,
     wanted: Iterable[str],
-    rename: Callable[[str], str | None] = lambda name: name,
+    unpack: Callable[[str, Tensor], Mapping[str, Tensor]] = lambda name, tensor: {name: tensor},
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Put ``weights`` into the parameters ``wanted`` of ``model``, each exactly once.
 
-    ``rename`` gives the model's name of a tensor, ``None`` for one that holds nothing to read. The output
+    ``unpack`` gives the model's tensors in a stored one, none for one that holds nothing to read. The output
     matrix of tied embeddings may be missing, or there and equal to the embedding. Raises ``ModelFileError``
     naming the file, the tensor and the shapes.
     """
@@ -94,18 +99,23 @@ def fill(
     tied = bool(getattr(model.config, "tie_word_embeddings", False))
     left = set(wanted) - ({_HEAD} if tied else set())
     total = len(left)
-    state: dict[str, Tensor] = {}
+    state: dict[str, Tensor | Blocks] = {}
     origin = Path()
     for stored in weights:
         origin = stored.file
-        name = rename(stored.name)
-        if name is None:
-            continue
-        _check_place(
-            stored, name, known=name in left or (tied and name == _HEAD), taken=name in state, shapes=shapes
+        # Blocks are only read of families whose tensors are ours one by one.
+        stored_tensor = stored.tensor
+        held: Mapping[str, Tensor | Blocks] = (
+            {stored.name: stored_tensor}
+            if isinstance(stored_tensor, Blocks)
+            else unpack(stored.name, stored_tensor)
         )
-        state[name] = stored.tensor
-        left.discard(name)
+        for name, tensor in held.items():
+            known = name in left or (tied and name == _HEAD)
+            part = Stored(stored.file, stored.name, tensor)
+            _check_place(part, name, known=known, taken=name in state, shapes=shapes)
+            state[name] = tensor
+            left.discard(name)
         if on_progress is not None:
             on_progress(total - len(left), total)
     if left:
@@ -114,12 +124,20 @@ def fill(
             f"{origin} lacks {len(left)} tensors that the configuration asks for: {some}"
             f"{', ...' if len(left) > 3 else ''}. Get the model again."
         )
-    if tied and _HEAD in state and not torch.equal(state.pop(_HEAD), state[_EMBEDDING]):
+    if tied and _HEAD in state and not torch.equal(_floats(state.pop(_HEAD)), _floats(state[_EMBEDDING])):
         raise ModelFileError(
             f"{origin} says that input and output embeddings are tied, but {_HEAD!r} differs from "
             f"{_EMBEDDING!r}. Set tie_word_embeddings to false in its config.json, or get the model again."
         )
-    model.load_state_dict(state, strict=False, assign=True)
+    dense = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    model.load_state_dict(dense, strict=False, assign=True)
+    for name, blocks in state.items():
+        if isinstance(blocks, Blocks):
+            put(model, name.removesuffix(".weight"), blocks, torch.float32)
+
+
+def _floats(tensor: Tensor | Blocks) -> Tensor:
+    return tensor.weight(torch.float32) if isinstance(tensor, Blocks) else tensor
 
 
 def _check_place(
@@ -141,7 +159,12 @@ def _check_place(
 def check_finite(stored: Stored) -> None:
     """Raise ``ModelFileError`` when the tensor holds NaN or Inf."""
     # A finite sum proves it in one pass; a sum may overflow without any Inf in it, hence the second look.
-    tensor = stored.tensor
+    if isinstance(stored.tensor, Blocks):
+        if stored.tensor.finite():
+            return
+        tensor = stored.tensor.weight(torch.float32)
+    else:
+        tensor = stored.tensor
     if math.isfinite(tensor.sum(dtype=torch.float32).item()) or bool(torch.isfinite(tensor).all()):
         return
     bad = int((~torch.isfinite(tensor)).sum())

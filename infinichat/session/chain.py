@@ -20,6 +20,9 @@ from infinichat.store import Feed
 VERSION = "infinichat-chain-1"
 
 PIECE = 4096  # ids of a document that are fed in one go; reading resumes at such an end after a crash
+LAST_PIECE = 64
+"""Ids at a document's end that are fed like a prompt: the layers that reading leaves out are run before them,
+so that nobody waits for that when something is asked about the document."""
 
 
 def root_chain(info: EngineInfo, tokenizer: TextTokenizer, template_id: str) -> str:
@@ -43,6 +46,17 @@ def make_feeds(previous: str, pieces: Iterable[tuple[FeedMode, Sequence[int]]]) 
             previous = next_chain(previous, mode, ids)
             feeds.append(Feed(mode, tuple(ids), previous))
     return tuple(feeds)
+
+
+def document_pieces(ids: Sequence[int]) -> list[tuple[FeedMode, tuple[int, ...]]]:
+    """How a document's ids are fed. Of one that is a single piece little could be left out."""
+    if len(ids) <= PIECE:
+        return [("prefill", tuple(ids))]
+    last = len(ids) - LAST_PIECE
+    pieces: list[tuple[FeedMode, tuple[int, ...]]] = [
+        ("read", tuple(ids[at : min(at + PIECE, last)])) for at in range(0, last, PIECE)
+    ]
+    return [*pieces, ("prefill", tuple(ids[last:]))]
 
 
 def place_chain(parent: str | None, system: str | None) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from infinichat.chat_format import ChatFormat
 from infinichat.messages import Message
 from infinichat.protocols import FeedMode
-from infinichat.session.chain import PIECE, make_feeds
+from infinichat.session.chain import document_pieces, make_feeds
 from infinichat.store import Feed, Store
 
 
@@ -123,4 +123,4 @@ def _encoded(
     ids = chat.encode_message(message, previous=previous, system=system).ids
     if message.role != "document":
         return [("prefill", ids)]
-    return [("prefill", ids[at : at + PIECE]) for at in range(0, len(ids), PIECE)]
+    return document_pieces(ids)

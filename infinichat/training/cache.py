@@ -62,6 +62,9 @@ def draw_streams(maker: StreamMaker, tokens: int) -> list[tuple[str, Stream]]:
             kind, stream = "book", maker.book_stream(rng.randint(800, 3000), rng.choice((0, 0, 0, 1, 2)))
         elif draw < 0.35:
             kind, stream = "talk", maker.talk_stream(rng.randint(2, 6))
+        elif draw < 0.57:
+            # A fact that comes up in the middle of other talk.
+            kind, stream = "tell", maker.tell_stream(rng.randint(1, 3), before=rng.randint(2, 5))
         else:
             kind, stream = "tell", maker.tell_stream(rng.randint(5, 14))
         if len(stream.ids) <= 1400:

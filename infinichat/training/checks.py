@@ -10,7 +10,9 @@ import random
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from infinichat.attention.bank import with_next
 from infinichat.corpus.conversations import OTHER
 from infinichat.model.bank_memory import BankMemory
 from infinichat.training.pool import Pool
@@ -60,10 +62,12 @@ def recall_on(
 def gate_on(memory: BankMemory, pool: Pool) -> dict[str, float]:
     """What the write gate does: the share of values told that are ``written`` whole, and the share of all
     tokens that are written and should not be, ``stray``."""
-    taps = memory.gate_taps.shape[0]
-    size = len(pool.ids)
+    taps, size = memory.gate_taps.shape[0], len(pool.ids)
     places = [torch.arange(start, min(start + PIECE, size)) for start in range(0, size, PIECE)]
-    opened = torch.cat([memory.write_strength(pool.states(some, taps)) > 0 for some in places])
+    logits = torch.cat([memory.write_logits(pool.states(some, taps)) for some in places])
+    # The next stream's first token is not the next one.
+    following = F.pad(logits[1:], (0, 1)).masked_fill(F.pad(pool.stream[1:] != pool.stream[:-1], (0, 1)), -99)
+    opened = with_next(logits, following) > 0
     told = [t for tellings in pool.told.values() for t in tellings]
     whole = [bool(opened[t.start : t.start + t.count].all()) for t in told]
     other = pool.labels == OTHER

@@ -42,7 +42,7 @@ def base_answers(loaded: LoadedModel, questions: list[str]) -> list[tuple[str, s
         for row, number in enumerate(batch):
             ids[row, longest - len(prompts[number]) :] = torch.tensor(prompts[number])
             mask[row, longest - len(prompts[number]) :] = 1
-        said = loaded.model.generate(  # type: ignore[misc]  # transformers' own annotation of self
+        said = loaded.model.generate(
             ids,
             attention_mask=mask,
             max_new_tokens=LENGTH,

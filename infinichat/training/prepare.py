@@ -87,6 +87,12 @@ def memory_of(loaded: LoadedModel) -> tuple[int, BankMemory]:
             f"{loaded.name} has {loaded.model.config.memory!r} memories in layers {layers}; these stages "
             "train one layer with a bank: infinichat retrofit BASE OUT --memory bank --layers N"
         )
+    other = loaded.model.config.features
+    if other:
+        raise UsageError(
+            f"{loaded.name} is of family {loaded.model.config.family!r}, with {', '.join(other)}; these "
+            "stages run Llama's own layers only. Train a memory on a Llama, SmolLM2 or Qwen2."
+        )
     return memories[0][0], memories[0][1]
 
 

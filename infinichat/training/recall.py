@@ -11,19 +11,21 @@ is asked costs energy, and so does an adapter that opens there.
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from infinichat.corpus.conversations import GENERAL, Asked
+from infinichat.corpus.conversations import GENERAL, VALUE, Asked
+from infinichat.errors import UsageError
 from infinichat.model.adapters import Carried
 from infinichat.model.bank_memory import BankMemory
 from infinichat.model.modeling_infini import InfiniForCausalLM
-from infinichat.training.plain import decode
+from infinichat.training.plain import Past, decode, past_of
 from infinichat.training.pool import Episode, Pool
 from infinichat.training.reading import Bank, follow, project, read, stray_tokens, write
 
@@ -41,8 +43,15 @@ SHUT, HARDEST = 1.0, 0.05
 """What an adapter costs that is open where nothing is asked, in nats: in the mean of all those tokens, and
 once more in the mean of the share of them where it is furthest open."""
 
-YOUNG = 0.33
-"""Share of young conversations among those with questions."""
+ALONE = 6
+"""Questions and tellings of a step that stand alone behind the same other talk: the first question after a
+long talk has no answered one before it that shows how answers look. What they share is run once."""
+
+TOLD = 0.25
+"""Share of those that tell something, to be answered by saying it back."""
+
+YOUNG = 0.5
+"""Share of young conversations among the streams that are taken whole."""
 
 JUDGED = 48
 """Tokens of that talk whose distributions are compared: first those that open a turn, where a model that
@@ -51,23 +60,32 @@ would rather refuse does it."""
 OPENING = 6
 """Tokens at the start of a turn, with those that mark it."""
 
-ALONE = 0.6
-"""Share of the questions about the past that stand alone behind other talk: the first question after a long
-talk has no answered one before it that shows how answers look."""
-
 BEFORE = (48, 320)
-"""Tokens of that talk."""
+"""Tokens of the talk that comes before."""
+
+BEHIND = 0.4
+"""Share of the steps in which talk and general questions come after other talk."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """``length`` tokens from place ``start`` on with their ``bank``, after the tokens at ``before`` [n],
-    which are of another stream and have no memory."""
+    """``length`` tokens from place ``start`` on with their ``bank``, and the places in it that are
+    ``asked``."""
 
     start: int
     length: int
     bank: Bank
-    before: Tensor
+    asked: Sequence[Asked] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A row that should stay the base's: at the places ``judged`` its distributions are compared, and where
+    it is ``silent`` [length] nothing should be added."""
+
+    row: Row
+    judged: Sequence[int]
+    silent: Tensor
 
 
 class RecallStage:
@@ -83,11 +101,12 @@ class RecallStage:
         *,
         layer: int,
         rate: float = 1e-3,
-        streams: int = 3,
+        streams: int = 1,
+        alone: int = ALONE,
         longest: int = 360,
     ) -> None:
         self.memory, self.pool, self.model, self.layer = memory, pool, model, layer
-        self.streams, self.longest = streams, longest
+        self.streams, self.alone, self.longest = streams, alone, longest
         self.parameters = dict(memory.named_parameters())
         adapters = [name for name in self.parameters if name.startswith("adapters.")]
         self.rates = dict.fromkeys((*READ, *adapters), rate) | dict.fromkeys(CARRIED, 3 * rate)
@@ -98,42 +117,65 @@ class RecallStage:
             if a.version >= 0 and a.answer not in answerable:
                 continue  # its last telling was left out of the cache
             by_stream.setdefault(int(pool.stream[a.answer]), []).append(a)
+        if not by_stream:
+            raise UsageError("The cache has no question with its answer; prepare more of it first.")
         kinds = {number: pool.streams[number][2] for number in by_stream}
-        self.asking = sorted((n, asked) for n, asked in by_stream.items() if kinds[n] != "mixed")
+        self.asking = sorted((n, asked) for n, asked in by_stream.items() if kinds[n] == "ask")
+        self.telling = sorted((n, asked) for n, asked in by_stream.items() if kinds[n] == "tell")
         self.young = sorted((n, asked) for n, asked in by_stream.items() if kinds[n] == "mixed")
         self.quiet = [n for n, s in enumerate(pool.streams) if s[2] not in ("ask", "mixed", "general")]
         self.talk = [n for n, s in enumerate(pool.streams) if s[2] == "talk"]
         self.general = [s for s in pool.streams if s[2] == "general"]
 
     def loss(self, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
-        rows: list[Row] = []
-        asked: list[list[Asked]] = []
-        for _ in range(20 * self.streams):
-            young = bool(self.young) and (not self.asking or rng.random() < YOUNG)
-            number, questions = rng.choice(self.young if young else self.asking)
-            start = self.pool.streams[number][0]
-            before = torch.empty(0, dtype=torch.long)
-            if not young and self.talk and rng.random() < ALONE:
-                questions = [rng.choice(questions)]
-                start, before = self._turn(start, questions[0]), self._before(rng)
-            questions = [a for a in questions if a.end - start <= self.longest]
-            if questions and len(rows) < self.streams:
-                bank = self._own_bank(rng, number, questions) if young else self._bank(rng, questions)
-                rows.append(Row(start, questions[-1].end - start, bank, before))
-                asked.append(questions)
-        hidden, added, carried, energy = self._added(rows)
-        final = self._upper(hidden, added, carried)
-        answers, right = self._answers(final, rows, asked)
-        kept, opened, more = self._kept([row.bank for row in rows], rng)
-        for row, answered, spent in zip(rows, asked, energy, strict=True):
-            silent = torch.ones(len(spent))
-            for a in answered:
-                silent[a.answer - 1 - row.start : a.end - 1 - row.start] = 0
-            more.append(spent[silent > 0])
-        silence = torch.cat(more).mean()
+        whole, alone = self._drawn(self._whole, self.streams, rng), self._drawn(self._alone, self.alone, rng)
+        chosen: list[Tensor] = []
+        energy: list[Tensor] = []
+        for rows, past in ((whole, ()), (alone, self._past(rng))):
+            if rows:
+                hidden, added, carried, spent = self._added(rows)
+                final = self._upper(hidden, added, carried, past)
+                chosen += [final[index, places] for index, places in enumerate(map(self._places, rows))]
+                energy += [part[self._silent(row)] for part, row in zip(spent, rows, strict=True)]
+        answers, right = self._answers(torch.cat(chosen), whole + alone)
+        kept, opened, more = self._kept([row.bank for row in whole + alone], rng)
+        silence = _mean(torch.cat(energy + more))
         numbers = {"answers": answers.item(), "right": right, "kept": kept.item(), "added": silence.item()}
         numbers["opened"] = opened.item()
         return answers + 2 * kept + 3 * silence + SHUT * opened, numbers
+
+    @staticmethod
+    def _drawn(draw: Callable[[random.Random], Row | None], count: int, rng: random.Random) -> list[Row]:
+        """``count`` rows, or fewer where many draws give none."""
+        rows = (draw(rng) for _ in range(20 * count))
+        return list(itertools.islice((row for row in rows if row is not None), count))
+
+    def _whole(self, rng: random.Random) -> Row | None:
+        """A stream from its start on with all that is asked, or told, in it."""
+        kinds = [self.young] if rng.random() < YOUNG else [self.asking, self.telling]
+        streams = rng.choice([s for s in kinds if s] or [s for s in (self.asking, self.young) if s])
+        number, asked = rng.choice(streams)
+        start = self.pool.streams[number][0]
+        asked = [a for a in asked if a.end - start <= self.longest]
+        if not asked:
+            return None
+        end = asked[-1].end
+        asks = streams is self.asking
+        bank = self._bank(rng, asked) if asks else self._own_bank(rng, number, asked, upto=end)
+        return Row(start, end - start, bank, asked)
+
+    def _alone(self, rng: random.Random) -> Row | None:
+        """A question with its answer, or a telling with the reply to it, and nothing else."""
+        tells = bool(self.telling) and (not self.asking or rng.random() < TOLD)
+        if not tells and not self.asking:
+            return None
+        number, asked = rng.choice(self.telling if tells else self.asking)
+        one = rng.choice(asked)
+        start = self._turn(self.pool.streams[number][0], one)
+        if one.end - start > self.longest:
+            return None
+        bank = self._own_bank(rng, number, (), upto=one.end) if tells else self._bank(rng, [one])
+        return Row(start, one.end - start, bank, [one])
 
     def _turn(self, start: int, question: Asked) -> int:
         """Where the turn that asks ``question`` opens in the stream from ``start`` on, which begins with the
@@ -141,16 +183,41 @@ class RecallStage:
         opened = (self.pool.ids[start : question.answer] == self.pool.ids[start]).nonzero()[:, 0]
         return start + int(opened[-2:][0])
 
-    def _before(self, rng: random.Random) -> Tensor:
-        """Places of some talk [n]."""
+    def _past(self, rng: random.Random) -> Past:
+        """Some talk that comes before."""
+        if not self.talk:
+            return ()
         start, length, _ = self.pool.streams[rng.choice(self.talk)]
         count = min(length, rng.randint(*BEFORE))
         start += rng.randint(0, length - count)
-        return torch.arange(start, start + count)
+        states = self.pool.hidden[start : start + count].to(self.model.model.norm.weight.dtype)
+        return past_of(self.model, states[None], first=self.layer, last=self.model.config.num_hidden_layers)
 
-    def _own_bank(self, rng: random.Random, number: int, questions: Sequence[Asked]) -> Bank:
-        """What stream ``number`` tells itself, after nothing or after some other facts."""
-        own = sorted(self.pool.told_in.get(number, ()), key=lambda told: told.start)
+    @staticmethod
+    def _places(row: Row) -> Tensor:
+        """The places in the row [n] whose next tokens are the answers'."""
+        return torch.cat([torch.arange(a.answer - 1, a.end - 1) - row.start for a in row.asked])
+
+    def _silent(self, row: Row) -> Tensor:
+        """[length] True where nothing should be added: outside of the answers, and of replies to what is
+        told."""
+        silent = ~self._replies(row.start, row.length)
+        silent[self._places(row)] = False
+        return silent
+
+    def _replies(self, start: int, length: int) -> Tensor:
+        """[length] True in the turns right after those that tell something, for a part of a stream that
+        begins with a turn."""
+        ids = self.pool.ids[start : start + length]
+        turn = (ids == ids[0]).cumsum(dim=0)
+        told = turn[self.pool.labels[start : start + length] == VALUE]
+        return torch.isin(turn, told + 1)
+
+    def _own_bank(self, rng: random.Random, number: int, questions: Sequence[Asked], *, upto: int) -> Bank:
+        """What stream ``number`` tells itself before place ``upto``, after nothing or after some other
+        facts."""
+        own = [told for told in self.pool.told_in.get(number, ()) if told.start < upto]
+        own.sort(key=lambda told: told.start)
         taken = {self.pool.facts[t.fact].key for t in own}
         taken |= {self.pool.facts[a.fact].key for a in questions if a.fact >= 0}
         count = rng.choice((0, 0, 0, 0, 2, 8, 32))
@@ -172,9 +239,9 @@ class RecallStage:
         [n] of their own energy that is added."""
         places, bank = torch.arange(row.start, row.start + row.length), row.bank
         with torch.no_grad():
-            # What this stream tells itself is there from the next token on.
+            # What this stream tells itself is there when the token after it has been read.
             own = (bank.places >= row.start) & (bank.places < row.start + row.length)
-            unseen = own[None] & (bank.places[None] >= places[:, None])
+            unseen = own[None] & (bank.places[None] + 1 >= places[:, None])
             queries = project(self.memory, self.pool.around(places))
             p = read(self.memory, bank, queries, unseen=unseen).exp()
             p, ended = follow(self.pool, bank, places, p, unseen=unseen)
@@ -189,51 +256,53 @@ class RecallStage:
     def _added(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor, Carried, list[Tensor]]:
         """Padded states [B, T, C], what the memory adds to them and carries on, and its share of the rows'
         own energy."""
-        longest = max(len(row.before) + row.length for row in rows)
+        longest = max(row.length for row in rows)
         hidden, added, kept, energy = [], [], [], []
         for row in rows:
             got, carried, share = self._read(row)
-            first, rest = len(row.before), longest - len(row.before) - row.length
-            places = torch.cat((row.before, torch.arange(row.start, row.start + row.length)))
-            hidden.append(F.pad(self.pool.hidden[places], (0, 0, 0, rest)))
-            added.append(F.pad(got, (0, 0, first, rest)))
-            kept.append(
-                [F.pad(t, (0, 0, first, rest)) for t in (carried.opened, carried.values, carried.wish)]
-            )
+            rest = (0, 0, 0, longest - row.length)
+            hidden.append(F.pad(self.pool.hidden[row.start : row.start + row.length], rest))
+            added.append(F.pad(got, rest))
+            kept.append([F.pad(t, rest) for t in (carried.opened, carried.values, carried.wish)])
             energy.append(share)
         opened, values, wish = (torch.stack(parts) for parts in zip(*kept, strict=True))
         carried = Carried(carried.adapters, opened, values, wish, carried.by_final, carried.scale)
         states = torch.stack(hidden).to(self.model.model.norm.weight.dtype)
         return states, torch.stack(added), carried, energy
 
-    def _upper(self, hidden: Tensor, added: Tensor | None = None, carried: Carried | None = None) -> Tensor:
+    def _upper(
+        self,
+        hidden: Tensor,
+        added: Tensor | None = None,
+        carried: Carried | None = None,
+        past: Past = (),
+    ) -> Tensor:
         """The final states; without ``added`` those of the base."""
         last = self.model.config.num_hidden_layers
-        final = decode(self.model, hidden, first=self.layer, last=last, added=added, carried=carried)
+        final = decode(
+            self.model, hidden, first=self.layer, last=last, added=added, carried=carried, past=past
+        )
         normed: Tensor = self.model.model.norm(final)
         return normed if carried is None else carried.spoken(normed)
 
-    def _answers(
-        self, final: Tensor, rows: Sequence[Row], asked: Sequence[Sequence[Asked]]
-    ) -> tuple[Tensor, float]:
-        """Cross-entropy on the answers' tokens, and the share of them that would be said. First and value
-        tokens count twice, the token after a value four times: a value that goes on is a wrong one."""
-        chosen, targets, weights = [], [], []
-        for index, (row, questions) in enumerate(zip(rows, asked, strict=True)):
-            for a in questions:
-                places = torch.arange(a.answer - 1, a.end - 1)
-                weight, value = torch.ones(len(places)), a.value - a.answer
-                if a.version == GENERAL:
-                    weight[:8] = 3
-                    weight[-1] = 0  # these answers were cut
-                else:
-                    weight[value : value + a.count] = 2
-                    weight[0] = 2
+    def _answers(self, final: Tensor, rows: Sequence[Row]) -> tuple[Tensor, float]:
+        """Cross-entropy on the answers' tokens, whose final states are ``final`` [n, C], and the share of
+        them that would be said. First and value tokens count twice, the token after a value four times: a
+        value that goes on is a wrong one."""
+        targets, weights = [], []
+        for a in (a for row in rows for a in row.asked):
+            weight, value = torch.ones(a.end - a.answer), a.value - a.answer
+            if a.version == GENERAL:
+                weight[:8] = 3
+                weight[-1] = 0  # these answers were cut
+            else:
+                weight[value : value + a.count] = 2
+                weight[0] = 2
+                if a.count:
                     weight[min(value + a.count, len(weight) - 1)] = 4
-                chosen.append(final[index, places - row.start + len(row.before)])
-                targets.append(self.pool.ids[places + 1])
-                weights.append(weight)
-        logits = self.model.lm_head(torch.cat(chosen)).float()
+            targets.append(self.pool.ids[a.answer : a.end])
+            weights.append(weight)
+        logits = self.model.lm_head(final).float()
         weight, target = torch.cat(weights), torch.cat(targets)
         loss = F.cross_entropy(logits, target, reduction="none")
         right = (logits.argmax(dim=-1) == target).float().mean().item()
@@ -242,49 +311,66 @@ class RecallStage:
     def _kept(self, banks: Sequence[Bank], rng: random.Random) -> tuple[Tensor, Tensor, list[Tensor]]:
         """KL to the base on a stretch of talk and on general questions, how far the adapters are open there
         and on other talk, and the energy added to all of it."""
-        rows: list[Row] = []
-        judged: list[list[int]] = []
-        nothing = torch.empty(0, dtype=torch.long)
-        if self.quiet:
-            number = rng.choice(self.quiet)
-            own = number in self.pool.told_in and rng.random() < 0.7
-            bank = self._own_bank(rng, number, ()) if own else rng.choice(banks)
-            start, length = self._some_turns(number, rng)
-            rows.append(Row(start, length, bank, nothing))
-            ids = self.pool.ids[start : start + length]
-            turns = (ids == ids[0]).nonzero()[:, 0].tolist()
-            opening = {at + after for at in turns for after in range(OPENING) if at + after < length}
-            rest = rng.sample(range(length), length)
-            judged.append(sorted(opening | set(rest[: max(0, JUDGED - len(opening))])))
+        past = self._past(rng) if rng.random() < BEHIND else ()
+        apart, shut, energy = [torch.zeros(0)], [torch.zeros(0)], [torch.zeros(0)]
+        for held in (self._stretch(banks, rng), self._general(banks, rng)):
+            if held:
+                rows = [one.row for one in held]
+                hidden, added, carried, spent = self._added(rows)
+                apart.append(self._apart(held, hidden, added, carried, past))
+                parts = zip(held, carried.opened, spent, strict=True)
+                for one, opened, used in parts:
+                    shut.append(opened[: one.row.length][one.silent, 0])
+                    energy.append(used[one.silent])
+        for number in rng.sample(self.talk, min(SILENT, len(self.talk))):
+            start, length, _ = self.pool.streams[number]
+            got = self._read(Row(start, min(length, PIECE), rng.choice(banks)))
+            shut.append(got[1].opened[:, 0])
+            energy.append(got[2])
+        flat, far = torch.cat(shut), torch.cat(apart)
+        hardest = flat.topk(max(1, int(HARDEST * len(flat)))).values if len(flat) else flat
+        return _mean(far), _mean(flat) + _mean(hardest), energy
+
+    def _stretch(self, banks: Sequence[Bank], rng: random.Random) -> list[Held]:
+        """A part of some talk, told facts or book."""
+        if not self.quiet:
+            return []
+        number = rng.choice(self.quiet)
+        start, length = self._some_turns(number, rng)
+        own = number in self.pool.told_in and rng.random() < 0.7
+        bank = self._own_bank(rng, number, (), upto=start + length) if own else rng.choice(banks)
+        ids, silent = self.pool.ids[start : start + length], ~self._replies(start, length)
+        turns = (ids == ids[0]).nonzero()[:, 0].tolist()
+        opening = {at + after for at in turns for after in range(OPENING) if at + after < length}
+        rest = rng.sample(range(length), length)
+        places = sorted(opening | set(rest[: max(0, JUDGED - len(opening))]))
+        return [Held(Row(start, length, bank), [at for at in places if bool(silent[at])], silent)]
+
+    def _general(self, banks: Sequence[Bank], rng: random.Random) -> list[Held]:
+        """Some general questions, with what the base says to them."""
+        held: list[Held] = []
         for start, length, _ in rng.sample(self.general, min(OTHERS, len(self.general))):
-            before = self._before(rng) if self.talk and rng.random() < 0.4 else nothing
-            rows.append(Row(start, length, rng.choice(banks), before))
             ids = self.pool.ids[start : start + length]
             # A stream begins with the token that opens a turn; after the last of those, the answer.
             opened = int((ids == ids[0]).nonzero()[-1, 0])
-            first = len(before)
-            judged.append([first + at for at in range(min(opened + 2, length - 1), length)])
-        if not rows:
-            return torch.zeros(()), torch.zeros(()), []
-        hidden, added, carried, energy = self._added(rows)
-        parts = zip(carried.opened, rows, strict=True)
-        shut = [part[: row.length + len(row.before)] for part, row in parts]
-        for number in rng.sample(self.talk, min(SILENT, len(self.talk))):
-            start, length, _ = self.pool.streams[number]
-            silent = self._read(Row(start, min(length, PIECE), rng.choice(banks), nothing))
-            shut.append(silent[1].opened)
-            energy.append(silent[2])
+            places = list(range(min(opened + 2, length - 1), length))
+            row = Row(start, length, rng.choice(banks))
+            held.append(Held(row, places, torch.ones(length, dtype=torch.bool)))
+        return held
+
+    def _apart(
+        self, held: Sequence[Held], hidden: Tensor, added: Tensor, carried: Carried, past: Past
+    ) -> Tensor:
+        """KL [n] to the base at all judged places."""
         where = (
-            torch.tensor([row for row, places in enumerate(judged) for _ in places]),
-            torch.tensor([place for places in judged for place in places]),
+            torch.tensor([row for row, one in enumerate(held) for _ in one.judged], dtype=torch.long),
+            torch.tensor([place for one in held for place in one.judged], dtype=torch.long),
         )
         with torch.no_grad():
-            plain = self.model.lm_head(self._upper(hidden)[where]).float().log_softmax(dim=-1)
-        changed = self.model.lm_head(self._upper(hidden, added, carried)[where]).float().log_softmax(dim=-1)
-        apart = F.kl_div(changed, plain, reduction="none", log_target=True).sum(dim=-1)
-        flat = torch.cat(shut).flatten()
-        hardest = flat.topk(max(1, int(HARDEST * len(flat)))).values
-        return apart.mean(), flat.mean() + hardest.mean(), energy
+            plain = self.model.lm_head(self._upper(hidden, past=past)[where]).float().log_softmax(dim=-1)
+        final = self._upper(hidden, added, carried, past)[where]
+        changed = self.model.lm_head(final).float().log_softmax(dim=-1)
+        return F.kl_div(changed, plain, reduction="none", log_target=True).sum(dim=-1)
 
     def _some_turns(self, number: int, rng: random.Random) -> tuple[int, int]:
         """Start and length of a part of a stream that begins with a turn, as the stream itself does."""
@@ -292,3 +378,8 @@ class RecallStage:
         ids = self.pool.ids[start : start + length]
         at = rng.choice((ids == ids[0]).nonzero()[:, 0].tolist())
         return start + at, min(length - at, QUIET)
+
+
+def _mean(values: Tensor) -> Tensor:
+    """The mean of [n], 0 of nothing."""
+    return values.sum() / max(1, len(values))

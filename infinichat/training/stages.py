@@ -149,38 +149,39 @@ class MarksStage:
 
 
 class GateStage:
-    """Trains the write gate, on the hardest of many tokens that must not be written."""
+    """Trains the write gate: on the hardest of many tokens that must not be written, and on the hardest of
+    many that must. A value is found by its first token or not at all, so a
+    few that are missed cost more than their share."""
 
     name = "gate"
 
-    def __init__(self, memory: BankMemory, pool: Pool, *, rate: float = 1e-2) -> None:
+    def __init__(self, memory: BankMemory, pool: Pool, *, rate: float = 3e-3) -> None:
         self.memory, self.pool = memory, pool
         self.value = (pool.labels == VALUE).nonzero()[:, 0]
         self.other = (pool.labels == OTHER).nonzero()[:, 0]
         if not len(self.value) or not len(self.other):
             raise UsageError("The cache has no value tokens or no others; prepare more of it first.")
         self.parameters = dict(memory.named_parameters())
-        self.rates = {"gate_taps": rate, "gate_bias": rate}
+        self.rates = dict.fromkeys(("gate_taps", "gate_bias", "gate_in", "gate_in_bias", "gate_out"), rate)
 
     def logits(self, places: Tensor) -> Tensor:
-        """The gate before its sigmoid at ``places`` [n]: above zero a token is written."""
-        states = self.pool.states(places, self.memory.gate_taps.shape[0])
-        return states @ self.memory.gate_taps.reshape(-1) + self.memory.gate_bias
+        """The gate before it is cut at ``places`` [n]: above zero a token is written."""
+        return self.memory.write_logits(self.pool.states(places, self.memory.gate_taps.shape[0]))
 
     def loss(self, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
-        value = self.value[torch.randint(len(self.value), (768,))]
+        value = self.value[torch.randint(len(self.value), (3072,))]
         many = self.other[torch.randint(len(self.other), (12288,))]
         with torch.no_grad():
-            hardest = many[self.logits(many).topk(1024).indices]
-        other = torch.cat((many[:1536], hardest))
+            missed, leaked = self.logits(value), self.logits(many)
+        other = torch.cat((many[:1536], many[leaked.topk(1024).indices]))
+        value = torch.cat((value[:512], value[missed.topk(384, largest=False).indices]))
         logits = self.logits(torch.cat((value, other)))
         yes, no = logits[: len(value)], logits[len(value) :]
         # Beyond the cross-entropy: values well above zero, everything else well below, for what is new.
         cross = F.softplus(-yes).mean() + F.softplus(no).mean()
         margin = F.relu(3 - yes).mean() + 3 * F.relu(no + 2).mean()
-        leaked = (no[1536:] > 0).float().sum() / len(many)
-        numbers = {"written": (yes > 0).float().mean().item(), "leaked": leaked.item()}
-        return cross + 0.5 * margin, numbers
+        written, stray = (missed > 0).float().mean().item(), (leaked > 0).float().mean().item()
+        return cross + 0.5 * margin, {"written": written, "leaked": stray}
 
 
 def trainable(stage: Stage) -> dict[str, nn.Parameter]:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from infinichat.bench import speed
 from infinichat.bench.peers import Options, prompt_ids
 from infinichat.bench.report import Report, Row, median_ratio, plot, speeds, table
-from infinichat.bench.wire import Child, PeerError
+from infinichat.bench.roofs import machine_rates, needed, roof
+from infinichat.bench.wire import Child, PeerError, Task
 from infinichat.bench.worker import serve
 from infinichat.cli import bench
 from infinichat.cli.console import Console
@@ -22,6 +24,7 @@ from infinichat.cli.context import Context
 from infinichat.cli.parser import Parser
 from infinichat.errors import UsageError
 from infinichat.paths import default_paths
+from tests.engine.tiny import engine_over, tiny_model
 
 PEER = """
 import json, sys
@@ -37,6 +40,8 @@ for line in sys.stdin:
         "suspend": {"seconds": 0.1, "bytes": 5_000_000},
         "resume": {"seconds": 0.2},
         "memory": {"rss_mb": 100.0, "state_mb": 5.0},
+        "document": {"seconds": len(call.get("ids", ())) * slow / 2},
+        "roof": {"bytes": 1e8, "operations": 3e8, "bytes_per_s": 2e10, "operations_per_s": 1e11},
     }.get(do, {"error": "cannot " + do})
     print(json.dumps(answer), flush=True)
 """
@@ -126,6 +131,50 @@ def test_prefill_and_resume_give_the_time_to_the_first_token(
     assert theirs["first_token_s"] == 1.0
 
 
+def test_a_document_is_read_in_our_own_way(peers: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    run(parsed("read", "--histories", "50", "--rounds", "2", "--against", "transformers-generate", "--json"))
+    ours, theirs = json.loads(capsys.readouterr().out)["rows"]
+    assert (ours["tokens_per_s"], theirs["tokens_per_s"], theirs["ratio"]) == (200.0, 50.0, 4.0)
+
+
+def test_beside_a_figure_stands_what_the_machine_could_do(
+    peers: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(parsed("decode", "--histories", "8", "--rounds", "1", "--against", "transformers", "--json"))
+    ours, *theirs = json.loads(capsys.readouterr().out)["rows"]
+    # 100 MB at 20 GB/s take 5 ms, 300 MFLOP at 100 GFLOP/s only 3; a token took 10.
+    assert (ours["token_mb"], ours["token_mflop"], ours["reached"]) == (100.0, 300.0, 0.5)
+    assert (ours["gb_per_s"], ours["gflop_per_s"]) == (20.0, 100.0)
+    assert not any("reached" in row for row in theirs)
+    run(parsed("decode", "--histories", "8", "--rounds", "1"))
+    text = capsys.readouterr().out
+    assert "100.0 MB 300 MFLOP" in text
+    assert "50%" in text
+    assert "20.0 GB/s from memory, 100 GFLOP/s" in text
+
+
+def test_what_a_token_needs_is_counted_from_the_model() -> None:
+    model = tiny_model(memory="bank", num_hidden_layers=4)
+    engine = engine_over(model)
+    per_layer = sum(
+        p.numel() for n, p in model.model.layers[0].named_parameters() if n.endswith("proj.weight")
+    )
+    memory = needed(engine, "prefill", 1)[1] / 2 - 4 * per_layer
+    attended = 4.0 * 4 * 16  # four operations for each number of each head
+    assert 0 < memory < sum(p.numel() for n, p in model.named_parameters() if ".memory." in n) + attended
+    for history, slots in ((10, 10), (500, 24)):
+        bytes_, operations = needed(engine, "decode", history)
+        head = model.lm_head.weight.numel()
+        assert operations == needed(engine, "decode", 0)[1] + attended * slots * 4
+        assert operations > 2 * (4 * per_layer + head)
+        assert bytes_ > 4 * (4 * per_layer + head)
+    read, prefill = needed(engine, "read", 500)[1], needed(engine, "prefill", 500)[1]
+    assert prefill - read > 2 * 2 * per_layer  # two of the four layers are above the memory
+    rates = machine_rates(torch.float32, 8)
+    assert min(rates) > 1e7
+    assert roof(engine, "decode", 10, rates).tokens_per_s > 0
+
+
 def test_the_table_names_machine_engine_and_doubts(
     peers: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -173,6 +222,7 @@ def test_prompt_ids_are_the_same_for_all_and_other_for_another_seed() -> None:
 class FakePeer:
     def __init__(self) -> None:
         self.seen: list[int] = []
+        self.seen_document: list[int] = []
 
     def describe(self) -> dict[str, Any]:
         return {"engine": "fake", "weights": "none"}
@@ -192,6 +242,12 @@ class FakePeer:
     def state_bytes(self) -> int:
         return 3_000_000
 
+    def read_document(self, ids: Sequence[int]) -> None:
+        self.seen_document = list(ids)
+
+    def roof(self, task: Task, history: int) -> dict[str, float]:
+        return {"bytes": float(history)}
+
 
 def test_a_worker_answers_every_call_and_says_what_it_cannot_do() -> None:
     calls: list[dict[str, Any]] = [
@@ -201,6 +257,8 @@ def test_a_worker_answers_every_call_and_says_what_it_cannot_do() -> None:
         {"do": "suspend"},
         {"do": "resume"},
         {"do": "memory"},
+        {"do": "document", "ids": [3]},
+        {"do": "roof", "task": "decode", "history": 5},
         {"do": "fly"},
     ]
     peer, out = FakePeer(), io.StringIO()
@@ -212,7 +270,9 @@ def test_a_worker_answers_every_call_and_says_what_it_cannot_do() -> None:
     assert answers[3] == {"error": "cannot be put away"}
     assert answers[5]["state_mb"] == 3.0
     assert answers[5]["rss_mb"] > 1
-    assert "error" in answers[6]
+    assert peer.seen_document == [3]
+    assert answers[7] == {"bytes": 5.0}
+    assert "error" in answers[8]
 
 
 def test_options_are_for_all_engines(peers: list[Any]) -> None:

@@ -14,7 +14,7 @@ from infinichat.engine.quantize import WeightFormat
 from infinichat.model.modeling_infini import InfiniForCausalLM
 from tests.engine.tiny import engine_over, tiny_model
 
-OPEN = ("alpha", "confidence", "gate_taps", "carry", "say_final", "say_out", "say")
+OPEN = ("alpha", "confidence", "gate_taps", "gate_out", "carry", "say_final", "say_out", "say")
 MakeModel = Callable[..., InfiniForCausalLM]
 MakeEngine = Callable[..., InfiniEngine]
 

@@ -79,6 +79,7 @@ def test_rows_without_a_written_token_stay_the_bases_beside_rows_with_one() -> N
     memory = memory_of(model)
     with torch.no_grad():
         memory.gate_taps.zero_()
+        memory.gate_out.zero_()
         memory.gate_bias.fill_(5.0)
         cache = model.model.new_cache(2)
         model(ids[:, :6], past_key_values=cache)
@@ -86,6 +87,8 @@ def test_rows_without_a_written_token_stay_the_bases_beside_rows_with_one() -> N
         assert state.memory is not None
         assert state.bank is not None
         memory.gate_bias.fill_(-9.0)
+        assert state.tail_gate is not None
+        state.tail_gate.fill_(-9.0)
         empty = torch.tensor([1, 0])
         state.memory.written.mul_(empty)
         state.memory.M.mul_(empty[:, None, None, None])

@@ -125,5 +125,7 @@ def test_scaled_frequencies_are_transformers(scaling: dict[str, Any] | None) -> 
 
 
 def test_unknown_scalings_are_refused_with_the_known_ones() -> None:
-    with pytest.raises(UnsupportedModelError, match="'yarn'; supported are default, linear and llama3"):
+    with pytest.raises(
+        UnsupportedModelError, match="'yarn'; supported are default, linear, llama3, longrope"
+    ):
         scaled_frequencies(inverse_frequencies(64, 1e4), {"rope_type": "yarn", "factor": 2.0})

@@ -18,7 +18,8 @@ from gguf.constants import GGMLQuantizationType as Kind
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from infinichat.errors import ModelFileError, UnsupportedModelError
-from infinichat.model.gguf import gguf_config, gguf_tensors, hf_name, read_tensor
+from infinichat.model.gguf import gguf_tensors, hf_name, read_tensor
+from infinichat.model.gguf_config import gguf_config
 from infinichat.model.gguf_file import GgufFile, GgufTensor, check_extents, read_gguf_header
 from infinichat.model.gguf_tokenizer import gguf_tokenizer
 

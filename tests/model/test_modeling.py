@@ -81,7 +81,7 @@ def test_prompts_of_whole_segments_and_one_more_or_less_are_the_definition_s(
 @windows
 def test_gradients_are_the_definition_s(kind: Kind, window: str) -> None:
     # Few different tokens, so that a bank follows some of what it read.
-    model, ids = model_of(kind, window), some_ids(21) % 7 + 1
+    model, ids = model_of(kind, window), some_ids(21) % 4 + 1
     weight = torch.randn(21, VOCABULARY, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     parameters = dict(model.named_parameters())
     ours = torch.autograd.grad((model(ids).logits[0] * weight).sum(), list(parameters.values()))
@@ -292,18 +292,19 @@ def test_an_empty_memory_is_the_base_model_bit_for_bit(kind: Kind, dtype: torch.
         assert torch.equal(streamed(model, ids), streamed(plain, ids))
 
 
-def test_a_bank_holds_a_token_at_once_and_shows_it_to_the_next_not_to_itself() -> None:
+def test_a_bank_holds_a_token_when_the_next_is_read_and_shows_it_to_the_one_after() -> None:
     model, plain = twins("bank", torch.float32, memory_layers=[])
     with torch.no_grad():
         for layer in model.model.layers:
             layer.memory.gate_taps.zero_()
+            layer.memory.gate_out.zero_()
             layer.memory.gate_bias.fill_(9)
         cache = model.model.new_cache()
         ours = model(some_ids(5), past_key_values=cache).logits
-        assert [int(memory.written) for memory in cache.memories.values()] == [5, 5]
+        assert [int(memory.written) for memory in cache.memories.values()] == [4, 4]
         theirs = plain(some_ids(5)).logits
-        assert torch.equal(ours[:, 0], theirs[:, 0])
-        assert not torch.isclose(ours[:, 1], theirs[:, 1]).all()
+        assert torch.equal(ours[:, :2], theirs[:, :2])
+        assert not torch.isclose(ours[:, 2], theirs[:, 2]).all()
 
 
 @kinds

@@ -78,6 +78,7 @@ def shut_write_gate(model: InfiniForCausalLM) -> None:
     for layer in model.model.layers:
         if isinstance(layer.memory, BankMemory):
             layer.memory.gate_taps.zero_()
+            layer.memory.gate_out.zero_()
             layer.memory.gate_bias.fill_(-9)
 
 

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from infinichat.engine.scripted import ScriptedEngine
-from infinichat.session.chain import make_feeds, next_chain, place_chain, root_chain
+from infinichat.session.chain import (
+    LAST_PIECE,
+    PIECE,
+    document_pieces,
+    make_feeds,
+    next_chain,
+    place_chain,
+    root_chain,
+)
 
 ENGINE = ScriptedEngine()
 ROOT = root_chain(ENGINE.info, ENGINE.tokenizer, "chatml-1")
@@ -45,3 +55,13 @@ def test_empty_pieces_feed_nothing() -> None:
 def test_only_at_the_root_does_the_system_text_tell_messages_apart() -> None:
     assert len({place_chain(None, None), place_chain(None, ""), place_chain(None, "default")}) == 3
     assert place_chain("p", None) == place_chain("p", "x")
+
+
+@pytest.mark.parametrize("length", [1, PIECE, PIECE + 1, PIECE + LAST_PIECE, 3 * PIECE + 77])
+def test_a_documents_pieces_are_its_ids_and_the_last_is_fed_like_a_prompt(length: int) -> None:
+    pieces = document_pieces(range(length))
+    assert [i for _, ids in pieces for i in ids] == list(range(length))
+    *first, (mode, last) = pieces
+    assert mode == "prefill"
+    assert all(mode == "read" and 0 < len(ids) <= PIECE for mode, ids in first)
+    assert len(last) == (length if length <= PIECE else LAST_PIECE)

@@ -12,7 +12,7 @@ from infinichat.errors import ModelError, UsageError
 from infinichat.messages import Notice, PrefillProgress, StreamEvent, TurnFinished
 from infinichat.paths import Paths
 from infinichat.session import ChatSession, keeper
-from infinichat.session.chain import PIECE
+from infinichat.session.chain import LAST_PIECE, PIECE
 from infinichat.session.reading import characters_in
 from tests.session.talking import finished, said, state_of, transcript
 
@@ -56,7 +56,10 @@ def test_a_document_is_fed_in_pieces_and_closed(opened: Open) -> None:
     said(session.read("book.txt", BOOK))
     feeds = session.store.feeds(session.messages()[0].id, session._keeper.root)
     assert feeds is not None
-    assert [len(feed.ids) for feed in feeds][:-1] == [PIECE] * (len(feeds) - 1)
+    assert [len(feed.ids) for feed in feeds][:-2] == [PIECE] * (len(feeds) - 2)
+    # Without the layers above the memory, but for the end, with which somebody may have asked something.
+    assert [feed.mode for feed in feeds] == ["read"] * (len(feeds) - 1) + ["prefill"]
+    assert len(feeds[-1].ids) == LAST_PIECE
     assert bytes(i for feed in feeds for i in feed.ids if i < 256).endswith(BOOK.encode() + b"\n")
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from infinichat.attention.bank import BankState, bank_read, bank_write, unit
-from infinichat.corpus.conversations import OTHER, VALUE, StreamMaker
+from infinichat.attention.bank import NEARLY, BankState, bank_read, bank_write, unit
+from infinichat.corpus.conversations import OTHER, SAID_BACK, VALUE, StreamMaker
 from infinichat.corpus.facts import FactMaker
 from infinichat.corpus.filler import Filler
 from infinichat.engine.byte_tokenizer import ByteTokenizer
@@ -30,9 +30,9 @@ from infinichat.training.cache import (
     shard_files,
     write_shard,
 )
-from infinichat.training.checks import gate_on, recall_on
+from infinichat.training.checks import PIECE, gate_on, recall_on
 from infinichat.training.loop import Check, Plan, run_stage
-from infinichat.training.plain import decode, lower, offsets_of
+from infinichat.training.plain import decode, lower, offsets_of, past_of
 from infinichat.training.plots import draw, series
 from infinichat.training.pool import Episode, Pool
 from infinichat.training.reading import follow, read, same_slot, slots_of, write
@@ -137,9 +137,9 @@ def test_plain_layers_equal_the_model_with_open_adapters(model: InfiniForCausalL
     model.model.layers[LAYER].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     with torch.no_grad():
         expected = model(ids).logits
-        # The first token finds nothing, so nothing was added there.
+        # The first two tokens find nothing, so nothing was added there.
         parts = [[got, carried.opened, carried.values, carried.wish] for got, carried in found]
-        parts.insert(0, [torch.zeros_like(part) for part in parts[0]])
+        parts = 2 * [[torch.zeros_like(part[:, :1]) for part in parts[0]]] + parts
         columns = [torch.cat(column, dim=1) for column in zip(*parts, strict=True)]
         carried = Carried(memory.adapters, *columns[1:], memory.say_final, memory.say)
         h = decode(model, seen[0], first=LAYER, last=3, added=columns[0], carried=carried)
@@ -246,9 +246,24 @@ def test_a_gate_that_is_always_open_writes_all_values_and_all_strays(
 ) -> None:
     memory, pool = memory_of(model), Pool([cached], model, LAYER)
     memory.gate_taps.data.zero_()
+    memory.gate_out.data.zero_()
     for bias, share in ((1.0, 1.0), (-1.0, 0.0)):
         memory.gate_bias.data.fill_(bias)
         assert gate_on(memory, pool) == {"written": share, "stray": share}
+
+
+def test_a_value_s_first_token_is_written_with_the_second(model: InfiniForCausalLM, cached: Shard) -> None:
+    """A gate that is open from the second token of each value on lets the first in as well, and that only."""
+    memory, pool = memory_of(model), Pool([cached], model, LAYER)
+    told = [t for tellings in pool.told.values() for t in tellings if t.count > 1]
+    later = {at for t in told for at in range(t.start + 1, t.start + t.count)}
+    order = iter(
+        torch.tensor([6.0 if at in later else -NEARLY / 2 for at in range(len(pool.ids))]).split(PIECE)
+    )
+    memory.write_logits = lambda states: next(order)  # type: ignore[method-assign]
+    done = gate_on(memory, Pool([cached], model, LAYER))
+    assert done["written"] == pytest.approx(len(told) / sum(map(len, pool.told.values())))
+    assert done["stray"] == 0
 
 
 def test_the_made_up_bank_is_the_products(model: InfiniForCausalLM, cached: Shard) -> None:
@@ -291,7 +306,7 @@ def test_the_made_up_bank_is_the_products(model: InfiniForCausalLM, cached: Shar
     torch.testing.assert_close(ended, expected.ended[0], atol=1e-4, rtol=1e-4)
 
 
-def test_what_a_stream_tells_is_read_from_the_next_token_on(
+def test_what_a_stream_tells_is_read_when_the_token_after_it_has_been(
     model: InfiniForCausalLM, text: Path, tmp_path: Path
 ) -> None:
     """Before its own tokens are written a young conversation adds nothing, after them it does."""
@@ -313,15 +328,10 @@ def test_what_a_stream_tells_is_read_from_the_next_token_on(
     start, length, _ = pool.streams[number]
     own = sorted(pool.told_in[number], key=lambda told: told.start)
     bank = write(memory, pool, Episode(own, [], []), torch.empty(0, dtype=torch.long))
-    nothing = torch.empty(0, dtype=torch.long)
-    _, added, _, _ = stage._added([Row(start, length, bank, nothing)])
+    _, added, _, _ = stage._added([Row(start, length, bank)])
     first = own[0].start - start
-    assert not added[0, : first + 1].any()
-    assert bool(added[0, first + 1].any())
-    hidden, behind, _, _ = stage._added([Row(start, length, bank, torch.arange(5))])
-    assert not behind[0, :5].any()
-    torch.testing.assert_close(behind[0, 5:], added[0])
-    assert torch.equal(hidden[0, :5], pool.hidden[:5].to(hidden.dtype))
+    assert not added[0, : first + 2].any()
+    assert bool(added[0, first + 2].any())
     loss, numbers = stage.loss(random.Random(0))
     assert bool(loss.isfinite())
     assert numbers["answers"] > 0
@@ -340,6 +350,36 @@ def test_a_question_that_stands_alone_begins_with_its_own_turn(
             assert int(pool.ids[turn]) == opens
             # Its own user turn and the answer's: two are opened from here to the answer.
             assert int((pool.ids[turn : a.answer] == opens).sum()) == 2
+
+
+def test_what_several_rows_share_is_run_once(model: InfiniForCausalLM) -> None:
+    """Rows behind the same tokens have the states that they have with those tokens before each of them."""
+    h = torch.randn(2, 9, 32)
+    shared, own = torch.randn(1, 5, 32), h
+    with torch.no_grad():
+        past = past_of(model, shared, first=LAYER, last=3)
+        ours = decode(model, own, first=LAYER, last=3, past=past)
+        whole = decode(model, torch.cat((shared.expand(2, -1, -1), own), dim=1), first=LAYER, last=3)
+    torch.testing.assert_close(ours, whole[:, 5:], atol=1e-5, rtol=1e-4)
+
+
+def test_replies_to_what_is_told_may_differ_from_the_base(model: InfiniForCausalLM, cached: Shard) -> None:
+    pool = Pool([cached], model, LAYER)
+    stage = RecallStage(memory_of(model), pool, model, layer=LAYER)
+    said_back = [a for a in pool.asked if a.version == SAID_BACK]
+    assert said_back
+    assert any(a.count for a in said_back)
+    for a in said_back:
+        start, length, _ = pool.streams[int(pool.stream[a.answer])]
+        assert bool(stage._replies(start, length)[a.answer - start : a.end - start].all())
+        said = ByteTokenizer().decode(pool.ids[a.answer : a.end - 1].tolist())
+        assert said.startswith("Got it")
+        if a.count:
+            value = ByteTokenizer().decode(pool.ids[a.value : a.value + a.count].tolist()).strip()
+            assert said.endswith(f"{value}.")
+    for number, (start, length, kind) in enumerate(pool.streams):
+        if kind == "talk" or number not in pool.told_in:
+            assert not bool(stage._replies(start, length).any())
 
 
 def test_a_token_replaces_those_with_the_same_question_and_beginning(
