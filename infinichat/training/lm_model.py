@@ -142,7 +142,7 @@ def with_lora(model: InfiniForCausalLM, learning: Learning) -> nn.Module:
     with warnings.catch_warnings():
         # PEFT asks transformers for a property by its old name.
         warnings.simplefilter("ignore", FutureWarning)
-        wrapped: nn.Module = get_peft_model(model, config)
+        wrapped: nn.Module = get_peft_model(model.as_transformers(), config)
     return wrapped
 
 
@@ -187,8 +187,9 @@ def write_model(started: Started, folder: Path, *, extra: dict[str, str], writes
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / "model.safetensors", save(state, metadata={"format": "pt"}))
-    model.config.base = None
-    write_checkpoint(folder, model.config, extra={**tokenizer_files(started.tokenizer), **extra})
+    config = started.model.config
+    config.base = None
+    write_checkpoint(folder, config, extra={**tokenizer_files(started.tokenizer), **extra})
     assert read_config(folder)["model_type"] == InfiniConfig.model_type
     return folder
 
