@@ -209,6 +209,7 @@ def modules_after(code: str, home: Path) -> set[str]:
         ["ask", "--help"],
         ["retrofit", "--help"],
         ["bench", "--help"],
+        ["train", "lm", "--help"],
     ],
     ids=" ".join,
 )

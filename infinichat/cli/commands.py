@@ -42,7 +42,7 @@ COMMANDS = (
     Command("models", "infinichat.cli.models", "list, pull, info, use, remove, verify checkpoints"),
     Command("memory", "infinichat.cli.memory", "what a session's memory holds", model=True),
     Command("retrofit", "infinichat.cli.retrofit", "a pretrained model becomes a checkpoint"),
-    Command("train", "infinichat.cli.train", "teach a checkpoint's memory to recall", model=True),
+    Command("train", "infinichat.cli.train", "a memory, a language model, the passkey task", model=True),
     Command("eval", "infinichat.cli.eval", "what a checkpoint remembers, measured", model=True),
     Command("bench", "infinichat.cli.bench", "speed and memory of the engine, and of the app", model=True),
     Command("doctor", "infinichat.cli.doctor", "check this machine and say what to do next"),

@@ -208,8 +208,8 @@ class LayerState:
         if self.memory is not None:
             found += [self.memory.M] if self.memory.z is None else [self.memory.M, self.memory.z]
         if self.bank is not None:
-            found += [tensor for tensor in self.bank.tensors() if tensor.is_floating_point()]
-        return found
+            found += self.bank.tensors()
+        return [tensor for tensor in found if tensor.is_floating_point()]
 
     def clone(self) -> LayerState:
         """A copy that shares nothing, outside the graph."""

@@ -11,6 +11,7 @@ LoRA merged in, which every command takes as ``--model``.
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -138,7 +139,10 @@ def with_lora(model: InfiniForCausalLM, learning: Learning) -> nn.Module:
         target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
         modules_to_save=["memory"],
     )
-    wrapped: nn.Module = get_peft_model(model, config)
+    with warnings.catch_warnings():
+        # PEFT asks transformers for a property by its old name.
+        warnings.simplefilter("ignore", FutureWarning)
+        wrapped: nn.Module = get_peft_model(model.as_transformers(), config)
     return wrapped
 
 
@@ -183,8 +187,9 @@ def write_model(started: Started, folder: Path, *, extra: dict[str, str], writes
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / "model.safetensors", save(state, metadata={"format": "pt"}))
-    model.config.base = None
-    write_checkpoint(folder, model.config, extra={**tokenizer_files(started.tokenizer), **extra})
+    config = started.model.config
+    config.base = None
+    write_checkpoint(folder, config, extra={**tokenizer_files(started.tokenizer), **extra})
     assert read_config(folder)["model_type"] == InfiniConfig.model_type
     return folder
 

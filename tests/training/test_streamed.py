@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -132,6 +133,42 @@ def test_truncation_stops_gradients_after_k_segments_and_changes_no_loss() -> No
         reached.append(bool((model.model.embed_tokens.weight.grad[1] != 0).any()))
     assert reached == [True, True, False, False]
     assert losses == pytest.approx([losses[0]] * 4)
+
+
+class Kept:
+    """A tensor that the graph keeps, counted for as long as it does."""
+
+    now = most = 0
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.size = tensor, tensor.nbytes
+        Kept.now += self.size
+        Kept.most = max(Kept.most, Kept.now)
+
+    def __del__(self) -> None:
+        Kept.now -= self.size
+
+
+def most_kept(model: InfiniForCausalLM, length: int, truncate: int | str | None) -> int:
+    """The most bytes that the graph of a step over ``length`` tokens keeps at a time."""
+    gc.collect()
+    Kept.now = Kept.most = 0
+    ids = some_ids(length)
+    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+        if truncate == "one forward":
+            model(input_ids=ids, labels=ids).loss.backward()
+        else:
+            Streamed(model, truncate=truncate).backward(ids, ids)  # type: ignore[arg-type]
+    return Kept.most
+
+
+@pytest.mark.parametrize("kind", ["linear", "delta"])
+def test_what_a_step_keeps_does_not_grow_with_the_text(kind: Kind) -> None:
+    model = model_of(kind, "hard")
+    grown = {way: most_kept(model, 192, way) / most_kept(model, 48, way) for way in ("one forward", None, 2)}
+    assert grown["one forward"] > 3.5
+    assert grown[None] < 1.05
+    assert grown[2] < 1.05
 
 
 def test_state_goes_in_and_out() -> None:
