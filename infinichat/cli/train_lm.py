@@ -6,7 +6,8 @@ Not taken over: what would send things somewhere (``push_to_hub``, ``hub_*``, ``
 does not have (``overwrite_cache``, ``preprocessing_num_workers``).
 
 Many processes, on one machine or more: ``accelerate launch --num_processes N -m infinichat train lm ...``
-(each process reads the text and takes its rows; results are those of one process with N times the batch).
+or, on plain processors, ``torchrun --nproc_per_node N -m infinichat train lm ...`` (each process reads the
+text and takes its rows; results are those of one process with N times the batch).
 With ``--fsdp`` the parameters, gradients and moments are spread over the processes instead of copied. On four
 machines of eight devices, started on each with its own rank:
 

@@ -76,6 +76,8 @@ class Processes:
             from accelerate import Accelerator
         except ImportError:
             raise UsageError("this needs accelerate. Next: pip install 'infinichat[train]'") from None
+        # Without being told so, Accelerate takes processes on plain processors for strangers to each other.
+        cpu = cpu or not torch.accelerator.is_available()
         self.accelerator: Any = Accelerator(mixed_precision=mixed_precision, cpu=cpu)
         self.share = Share(self.accelerator.process_index, self.accelerator.num_processes)
         self.fsdp = fsdp

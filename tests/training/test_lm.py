@@ -242,11 +242,11 @@ def test_two_processes_give_what_one_with_the_whole_batch_gives(
         "--train_file",
         str(text),
     ]
-    argv += ["--validation_split_percentage", "10", "--block_size", "48", "--max_train_steps", "3", "--cpu"]
+    argv += ["--validation_split_percentage", "10", "--block_size", "48", "--max_train_steps", "3"]
     argv += ["--per_device_train_batch_size", "2", "--learning_rate", "3e-3", "--weight_decay", "0.1"]
     argv += ["--max_eval_blocks", "4", "--logging_steps", "1", "--output_dir", str(tmp_path / "two")]
     shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    shared |= {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "2"}
+    shared |= {"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "2"}
     shared["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
     command = [sys.executable, "-m", "infinichat", *argv]
     command += ["--fsdp", "--checkpointing_steps", "2"] if memory == "recall" else []
