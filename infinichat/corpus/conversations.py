@@ -9,7 +9,7 @@ told and asked.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -297,6 +297,34 @@ class StreamMaker:
                 stream.text += sentence.text + rng.choice((" ", "\n", "\n\n"))
         stream.text += "" if plain else "<|im_end|>\n"
         return stream.encode(self.tokenizer)
+
+    def page_stream(self, tells: int, asks: Sequence[int]) -> Stream:
+        """Text outside of any conversation: ``tells`` sentences that tell a fact in the middle of it, then
+        the facts numbered in ``asks`` once more, each up to its value and with it."""
+        rng, stream, text = self.rng, StreamText(), self._lines()
+        stream.text = text()
+        for _ in range(tells):
+            number = self.new_fact()
+            sentence = self.maker.tell(rng, self.facts[number][0])
+            stream.text += rng.choice((" ", " ", "\n\n"))
+            stream.mark(sentence, len(stream.text), {self.facts[number][0]: (number, 0)})
+            stream.text += sentence.text + text()
+        for number in asks:
+            at, question = len(stream.text), self.maker.ask_on_page(rng, self.facts[number][-1])
+            low, high = (at + place for place in question.span)
+            stream.answers.append((low, high, low, high, number, len(self.facts[number]) - 1))
+            stream.text += question.answer + "."
+            if rng.random() < 0.4:
+                stream.text += text()
+        return stream.encode(self.tokenizer)
+
+    def _lines(self) -> Callable[[], str]:
+        """A source of some lines of text: prose, or the same few sentences over and over."""
+        rng = self.rng
+        if rng.random() < 0.5:
+            return lambda: " " + self.filler.prose(rng, rng.randint(80, 320))
+        lines = " " + " ".join(self.filler.sentence(rng) for _ in range(rng.randint(1, 3)))
+        return lambda: lines * rng.randint(1, max(1, 320 // len(lines)))
 
     def mixed_stream(self) -> Stream:
         """A young conversation: little or nothing told, and at once questions about it, about what was not

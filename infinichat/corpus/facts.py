@@ -35,6 +35,7 @@ from infinichat.corpus.phrasings import (
     CORRECT,
     CORRECT_HELD_OUT,
     CORRECT_MORE,
+    PAGE_ASK,
     PASSKEY,
     TELL,
     TELL_HELD_OUT,
@@ -253,6 +254,12 @@ class FactMaker:
         ask = _fill(form, fact, phrase(fact, voice="user", rng=rng), None).text
         value = fact.value if told else unknown
         return Question(ask, f"{start}{value}.", (len(start), len(start) + len(value)), fact)
+
+    def ask_on_page(self, rng: random.Random, fact: Fact) -> Question:
+        """Text that is no conversation up to the value of ``fact`` and with it; ``ask`` is empty."""
+        noun_phrase, form = phrase(fact, voice="user", rng=rng), rng.choice(PAGE_ASK)
+        start = _fill(form.replace("{q}", rng.choice(self.ask_forms)), fact, noun_phrase, None).text
+        return Question("", f"{start} {fact.value}", (len(start) + 1, len(start) + 1 + len(fact.value)), fact)
 
 
 def combined(rng: random.Random) -> str:

@@ -230,6 +230,32 @@ ASK_MORE = (
     "Just {p}, please.",
     "For the form I need {p}.",
     "It's about {p}. I have forgotten it.",
+    "My brother wants to know {p}. What do I tell him?",
+    "My boss needs {p}.",
+    "The page asks for {p}. What do I write there?",
+    "They ask for {p} at the door.",
+    "I threw away the paper with {p} on it. What did it say?",
+    "Is {p} somewhere in your memory?",
+    "Where did I put {p}? Do you have it?",
+    "ok and {p}, what was that",
+    "help, what was {p}",
+    "All I know is that I told you {p}.",
+    "I need {p} to go on.",
+    "Have you noted {p}? Then tell me.",
+)
+# How a text that is no conversation comes to a value: the words before it, {q} a question from above.
+PAGE_ASK = (
+    " {q} {P} is",
+    " {q} {P} is",
+    " {P} is",
+    " As I said, {p} is",
+    " Remember that {p} is",
+    " In other words, {p} is",
+    "\nQ: {q}\nA: {P} is",
+    "\nQuestion: {q}\nAnswer: {P} is",
+    "\n\n{q} {P} is",
+    "\n{P}:",
+    "\n- {P} is",
 )
 # A question in training is also put together of these, in every combination that is not held out.
 ASK_OPENINGS = (

@@ -155,15 +155,19 @@ class Trail:
     def _take(self) -> None:
         """One more exchange, or piece of a book."""
         before = len(self.ids)
-        ids = self._stretch.take(self._source, TAKEN if self._open else 1)
+        ids = self._stretch.take(self._source, TAKEN if self._in_document else 1)
         self._titles.append((before, self._stretch.title))
         self.ids += ids
-        # Inside an open text anything may be said at any place.
-        self._ends += range(before + 1, len(self.ids) + 1) if self._open else [len(self.ids)]
+        # Inside a document anything may be said at any place; a repeated line is never broken.
+        self._ends += range(before + 1, len(self.ids) + 1) if self._in_document else [len(self.ids)]
+
+    @property
+    def _in_document(self) -> bool:
+        return self._stretch.title is not None or self._source.previous == "document"
 
     @property
     def _open(self) -> bool:
-        return self._stretch.title is not None or self._source.previous in ("document", "raw")
+        return self._in_document or self._source.previous == "raw"
 
     def _until(self, cache: InfiniCache) -> int:
         """The place up to which the memory of ``cache``, a state of this trail, has been written."""

@@ -38,8 +38,8 @@ Lower = Callable[[Tensor], Tensor]
 @dataclass(frozen=True, slots=True)
 class Shard:
     """One shard in memory. ``hidden`` [T, D] before layer L, ``ids`` [T], ``labels`` [T]; ``streams`` are
-    (start, length, kind) with kind "tell", "book", "talk", "ask", "mixed" or "general"; places in ``told``
-    and ``asked`` count from 0 to T."""
+    (start, length, kind) with kind "tell", "book", "talk", "ask", "mixed", "page" or "general"; places in
+    ``told`` and ``asked`` count from 0 to T."""
 
     hidden: Tensor
     ids: Tensor
@@ -86,6 +86,26 @@ def draw_mixed(maker: StreamMaker, tokens: int) -> list[tuple[str, Stream]]:
         stream = maker.mixed_stream()
         if len(stream.ids) <= MIXED_LONGEST:
             streams.append(("mixed", stream))
+    return streams
+
+
+def draw_pages(maker: StreamMaker, tokens: int) -> list[tuple[str, Stream]]:
+    """About ``tokens`` tokens outside of any conversation: pages that tell, then pages that ask for what
+    others told."""
+    rng = maker.rng
+    streams: list[tuple[str, Stream]] = []
+    size = 0
+    while size < tokens * 0.6:
+        stream = maker.page_stream(rng.randint(1, 4), ())
+        streams.append(("page", stream))
+        size += len(stream.ids)
+    told = list(range(len(maker.facts)))
+    rng.shuffle(told)
+    while told and size < tokens:
+        count = rng.randint(2, 5)
+        stream = maker.page_stream(0, told[:count])
+        streams.append(("page", stream))
+        size, told = size + len(stream.ids), told[count:]
     return streams
 
 
@@ -146,8 +166,11 @@ def read_shard(file: Path) -> Shard:
     )
 
 
-def shard_files(folder: Path, side: Side | Literal["general", "mixed"]) -> list[Path]:
-    """The finished shards of ``side``, of general questions, or of young conversations, in order."""
+Kind = Side | Literal["general", "mixed", "page"]
+
+
+def shard_files(folder: Path, side: Kind) -> list[Path]:
+    """The finished shards of ``side``, of general questions, young conversations or pages, in order."""
     return sorted(folder.glob(f"{side}-*.safetensors"))
 
 

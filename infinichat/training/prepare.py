@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
 import time
@@ -15,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
@@ -31,7 +31,15 @@ from infinichat.model.checkpoint import write_checkpoint
 from infinichat.model.configuration_infini import InfiniConfig
 from infinichat.model.loading import LoadedModel
 from infinichat.model.modeling_infini import InfiniForCausalLM
-from infinichat.training.cache import draw_mixed, prepare, read_shard, shard_files, write_shard
+from infinichat.training.cache import (
+    Kind,
+    draw_mixed,
+    draw_pages,
+    prepare,
+    read_shard,
+    shard_files,
+    write_shard,
+)
 from infinichat.training.checks import gate_on, recall_on
 from infinichat.training.general import general_answers, general_streams
 from infinichat.training.loop import Check, Plan, run_record, run_stage
@@ -45,7 +53,8 @@ STEPS = {"keys": 2500, "marks": 1200, "gate": 900, "recall": 900}
 """Enough for SmolLM2-135M: 2 to 15 minutes a stage on one core, recall 50."""
 
 MIXED = 20
-"""Shards of telling and asking for each of young conversations, which is twice as large."""
+"""Shards of telling and asking for each of young conversations, which is twice as large, and each of
+pages."""
 
 CHECK_SIDES: tuple[Side, ...] = ("seen", "held_out")
 CHECK_EVERY = {"keys": 500, "marks": 500, "gate": 900, "recall": 400}
@@ -124,7 +133,7 @@ def train_memory(loaded: LoadedModel, options: Options, *, report: Report, say: 
     if options.fresh:
         start_afresh(memory, loaded.model, layer, seed=options.seed)
     hashes = cache_streams(loaded, layer, options, report=report)
-    pool = pool_of(loaded, layer, options, ("train", "mixed", "general"))
+    pool = pool_of(loaded, layer, options, ("train", "mixed", "page", "general"))
     checks = {side: pool_of(loaded, layer, options, (side,)) for side in CHECK_SIDES}
     report(f"{len(pool.told)} facts in {len(pool.ids):,} tokens")
     give_adapters(loaded, layer, memory, options)
@@ -155,9 +164,7 @@ def give_adapters(loaded: LoadedModel, layer: int, memory: BankMemory, options: 
         memory.adapters.reset_parameters()
 
 
-def pool_of(
-    loaded: LoadedModel, layer: int, options: Options, sides: tuple[Side | Literal["general", "mixed"], ...]
-) -> Pool:
+def pool_of(loaded: LoadedModel, layer: int, options: Options, sides: tuple[Kind, ...]) -> Pool:
     """The cached shards of ``sides``."""
     files = [file for side in sides for file in shard_files(options.out / "cache", side)]
     return Pool([read_shard(file) for file in files], loaded.model, layer)
@@ -202,23 +209,23 @@ def cache_streams(loaded: LoadedModel, layer: int, options: Options, *, report: 
     if not kept.exists():
         rng = random.Random(f"{options.seed}/general streams")
         write_shard(kept, [("general", s) for s in general_streams(general, loaded, rng)], [], below)
-    for number in range(-(-options.shards // MIXED)):
-        mixed = folder / f"mixed-{number:05d}.safetensors"
-        if mixed.exists():
+    tokenizer = offsets_of(loaded.tokenizer)
+    drawn = (("mixed", "young conversations", draw_mixed, 2), ("page", "pages", draw_pages, 1))
+    for number, (kind, called, draw, size) in itertools.product(range(-(-options.shards // MIXED)), drawn):
+        file = folder / f"{kind}-{number:05d}.safetensors"
+        if file.exists():
             continue
-        rng = random.Random(f"{options.seed}/mixed/{number}")
-        maker = StreamMaker(
-            FactMaker("train"), fillers[False], offsets_of(loaded.tokenizer), rng, general=general
-        )
-        write_shard(mixed, draw_mixed(maker, 2 * options.tokens), maker.facts, below)
-        report(f"cached {mixed.name}, young conversations")
+        rng = random.Random(f"{options.seed}/{kind}/{number}")
+        maker = StreamMaker(FactMaker("train"), fillers[False], tokenizer, rng, general=general)
+        write_shard(file, draw(maker, size * options.tokens), maker.facts, below)
+        report(f"cached {file.name}, {called}")
     sides: tuple[tuple[Side, int], ...] = (("seen", 1), ("held_out", 1), ("train", options.shards))
     for side, shards in sides:
         done = prepare(
             folder,
             side,
             below,
-            offsets_of(loaded.tokenizer),
+            tokenizer,
             fillers[side != "train"],
             shards=shards,
             tokens=options.tokens if side == "train" else options.tokens // 2,

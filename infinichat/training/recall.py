@@ -50,8 +50,8 @@ long talk has no answered one before it that shows how answers look. What they s
 TOLD = 0.25
 """Share of those that tell something, to be answered by saying it back."""
 
-YOUNG = 0.5
-"""Share of young conversations among the streams that are taken whole."""
+YOUNG, PAGES = 0.4, 0.3
+"""Shares of young conversations, and of pages, among the streams that are taken whole."""
 
 JUDGED = 48
 """Tokens of that talk whose distributions are compared: first those that open a turn, where a model that
@@ -123,7 +123,9 @@ class RecallStage:
         self.asking = sorted((n, asked) for n, asked in by_stream.items() if kinds[n] == "ask")
         self.telling = sorted((n, asked) for n, asked in by_stream.items() if kinds[n] == "tell")
         self.young = sorted((n, asked) for n, asked in by_stream.items() if kinds[n] == "mixed")
-        self.quiet = [n for n, s in enumerate(pool.streams) if s[2] not in ("ask", "mixed", "general")]
+        self.pages = sorted((n, asked) for n, asked in by_stream.items() if kinds[n] == "page")
+        apart = ("ask", "mixed", "page", "general")
+        self.quiet = [n for n, s in enumerate(pool.streams) if s[2] not in apart]
         self.talk = [n for n, s in enumerate(pool.streams) if s[2] == "talk"]
         self.general = [s for s in pool.streams if s[2] == "general"]
 
@@ -152,15 +154,19 @@ class RecallStage:
 
     def _whole(self, rng: random.Random) -> Row | None:
         """A stream from its start on with all that is asked, or told, in it."""
-        kinds = [self.young] if rng.random() < YOUNG else [self.asking, self.telling]
-        streams = rng.choice([s for s in kinds if s] or [s for s in (self.asking, self.young) if s])
+        draw, kinds = rng.random(), [self.asking, self.telling]
+        if draw < YOUNG + PAGES:
+            kinds = [self.young if draw < YOUNG else self.pages]
+        streams = rng.choice(
+            [s for s in kinds if s] or [s for s in (self.asking, self.young, self.pages) if s]
+        )
         number, asked = rng.choice(streams)
         start = self.pool.streams[number][0]
         asked = [a for a in asked if a.end - start <= self.longest]
         if not asked:
             return None
         end = asked[-1].end
-        asks = streams is self.asking
+        asks = streams is self.asking or streams is self.pages
         bank = self._bank(rng, asked) if asks else self._own_bank(rng, number, asked, upto=end)
         return Row(start, end - start, bank, asked)
 

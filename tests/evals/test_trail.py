@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from infinichat.chat_format import Utterance
+from infinichat.corpus.passkeys import REPEATED
 from infinichat.evals.bench import Bench, Conversation
 from infinichat.evals.filler import FillerText, Stretch
 from infinichat.evals.passkey import RepeatedLines
@@ -162,3 +163,13 @@ def test_no_text_of_a_book_is_lost_between_two_takes(make_engine: MakeEngine, fo
     other = Stretch(FillerText(folder), "books", random.Random(1))
     taken = [token for _ in range(9) for token in one.take(parts, 70)]
     assert taken == other.take(whole, 630)
+
+
+def test_repeated_lines_are_told_and_asked_between_never_inside(make_engine: MakeEngine) -> None:
+    """In the paper's filler: "The sun is What is the pass key?" is no question that anybody asks."""
+    trail = a_trail(make_engine, "repeated")
+    line = len(trail.line.raw(REPEATED))
+    for least in (1, line - 1, line + 3, 7 * line, 12 * line + 1):
+        place = trail.place(least, room_for=20)
+        assert place >= least
+        assert place % line == 0

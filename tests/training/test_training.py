@@ -24,6 +24,7 @@ from infinichat.model.modeling_infini import InfiniForCausalLM
 from infinichat.training.cache import (
     Shard,
     draw_mixed,
+    draw_pages,
     draw_streams,
     prepare,
     read_shard,
@@ -332,6 +333,43 @@ def test_what_a_stream_tells_is_read_when_the_token_after_it_has_been(
     first = own[0].start - start
     assert not added[0, : first + 2].any()
     assert bool(added[0, first + 2].any())
+    loss, numbers = stage.loss(random.Random(0))
+    assert bool(loss.isfinite())
+    assert numbers["answers"] > 0
+
+
+def test_pages_tell_and_ask_outside_of_any_conversation(text: Path) -> None:
+    """No control token is in them; what is asked for was told on another page, and its value follows."""
+    tokenizer = ByteTokenizer()
+    maker = StreamMaker(FactMaker("train"), Filler(text), offsets_of(tokenizer), random.Random(2))
+    streams = draw_pages(maker, 20_000)
+    control = {tokenizer.control_id("<|im_start|>"), tokenizer.control_id("<|im_end|>")}
+    told = {t.fact: stream for _, stream in streams for t in stream.told}
+    asked = [(a, stream) for _, stream in streams for a in stream.asked]
+    assert {kind for kind, _ in streams} == {"page"}
+    assert not any(control & set(stream.ids) for _, stream in streams)
+    assert len(asked) > 10
+    for a, stream in asked:
+        assert told[a.fact] is not stream
+        said = tokenizer.decode(stream.ids[a.answer : a.end])
+        assert said.strip() == f"{maker.facts[a.fact][a.version].value}."
+        assert tokenizer.decode(stream.ids[: a.answer]).endswith((" is", ":", " is ", ": "))
+
+
+def test_recall_learns_to_go_on_with_a_page(model: InfiniForCausalLM, text: Path, tmp_path: Path) -> None:
+    """Where nothing but pages is there, their values are what is answered, out of what other pages told."""
+    maker = StreamMaker(FactMaker("train"), Filler(text), offsets_of(ByteTokenizer()), random.Random(2))
+    file = tmp_path / "page-00000.safetensors"
+    write_shard(file, draw_pages(maker, 9000), maker.facts, lower(model, LAYER))
+    pool = Pool([read_shard(file)], model, LAYER)
+    stage = RecallStage(memory_of(model), pool, model, layer=LAYER, longest=4000)
+    row = stage._whole(random.Random(0))
+    assert row is not None
+    assert row.asked
+    for a in row.asked:
+        [told] = pool.told[a.fact]
+        assert told.start in row.bank.places.tolist()
+        assert not row.start <= told.start < row.start + row.length
     loss, numbers = stage.loss(random.Random(0))
     assert bool(loss.isfinite())
     assert numbers["answers"] > 0
