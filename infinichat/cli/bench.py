@@ -20,6 +20,7 @@ TASKS = {
     "read": "the same, as a document is read",
     "resume": "seconds to the first token of a conversation that comes back from disk",
     "soak": "a million tokens and more through one state: does a token still cost what it cost?",
+    "batch": "many sessions that answer at once: tokens/s in sum, and what each of them costs",
     "train": "a training step's speed and peak memory: SDPA, one forward, streamed by segments",
     "start": "from starting the app to its first paint, its words and an answer's first token; its imports",
     "ui": "from a key to its letter on the screen, by length of the transcript, also while an answer streams",
@@ -46,9 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=counts,
         metavar="N,...",
         help="tokens before what is measured (decode, prefill: 512,4096; read: 7600,16384; resume: "
-        "512,4096,16384)",
+        "512,4096,16384; batch: 1024)",
     )
-    engines.add_argument("--rounds", type=count, default=5, metavar="N", help="in turns; also for start (5)")
+    engines.add_argument(
+        "--rounds", type=count, default=5, metavar="N", help="in turns; also for batch, start (5)"
+    )
     engines.add_argument(
         "--against",
         type=names,
@@ -61,15 +64,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=names,
         default=("auto",),
         metavar="FORMAT,...",
-        help="our number formats to measure: auto, float32, bfloat16, int8, int4; soak takes the first",
+        help="our number formats to measure: auto, float32, bfloat16, int8, int4; soak, batch take the first",
     )
     engines.add_argument("--window", type=count, metavar="N", help="tokens of our window; also for soak")
     engines.add_argument(
         "--tokens",
         type=count,
         metavar="N",
-        help="tokens to generate (decode: 80) or to stream (soak: 1000000)",
+        help="tokens to generate (decode: 80; batch: 16 of each in a round) or to stream (soak: 1000000)",
     )
+    many = parser.add_argument_group("batch")
+    many.add_argument("--sessions", type=counts, metavar="N,...", help="at once (1,4,16,64)")
     soak = parser.add_argument_group("soak")
     soak.add_argument("--file", type=Path, metavar="FILE", help="text to stream, over and over")
     soak.add_argument("--restart", action="store_true", help="do not go on where one was stopped")
@@ -100,13 +105,16 @@ def run(args: argparse.Namespace, context: Context) -> int:
     """Measure and print; 0 when it could be measured. ``soak`` gives 1 when a number was not finite."""
     from infinichat.bench.report import plot, table
 
-    if args.plot is not None and args.task in MESSAGES:
+    if args.plot is not None and args.task in (*MESSAGES, "batch"):
         raise UsageError(
             f"bench {args.task} draws nothing; --plot is for decode, prefill, read, resume, soak and train"
         )
     if args.task == "train":
         report = _train(args, context)
         from infinichat.bench.train import table
+    elif args.task == "batch":
+        report = _batch(args, context)
+        from infinichat.bench.batch import table
     else:
         report = _app(args, context) if args.task in MESSAGES else _engines(args, context)
     if args.json:
@@ -135,6 +143,18 @@ def _train(args: argparse.Namespace, context: Context) -> Report:
         sizes=sizes,
         threads=args.threads,
         say=context.console.status,
+    )
+
+
+def _batch(args: argparse.Namespace, context: Context) -> Report:
+    from infinichat.bench.batch import HISTORY, SESSIONS, TOKENS, Sizes, batch
+
+    histories = args.histories or (HISTORY,)
+    if len(histories) > 1:
+        raise UsageError("bench batch measures after one length of history; --histories has several")
+    sizes = Sizes(args.sessions or SESSIONS, histories[0], args.tokens or TOKENS, args.rounds)
+    return batch(
+        args.model, sizes=sizes, threads=args.threads, weights=args.weights[0], say=context.console.status
     )
 
 
