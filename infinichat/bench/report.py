@@ -119,27 +119,25 @@ def table(report: Report) -> str:
 
 
 def plot(report: Report, file: Path) -> None:
-    """Draw speed (and, where it was measured, time to the first token and memory) against history."""
+    """Draw against history what was measured: speed, times, memory, disk; each figure from zero, so that what
+    does not grow is seen as a flat line."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     panels = [
-        (name, label)
-        for name, label in (
-            ("tokens_per_s", "tokens/s"),
-            ("first_token_s", "seconds to the first token"),
-            ("rss_mb", "resident memory, MB"),
-            ("state_mb", "state, MB"),
-        )
-        if any(getattr(row, name) is not None for row in report.rows)
+        (name, label) for name, label in _PANELS if any(_figure(row, name) is not None for row in report.rows)
     ]
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(4.5 * len(panels), 4), squeeze=False)
-    for (name, label), axis in zip(panels, axes[0], strict=True):
+    lines = -(-len(panels) // _PANELS_A_LINE)
+    columns = -(-len(panels) // lines)
+    figure, axes = pyplot.subplots(lines, columns, figsize=(4.5 * columns, 4 * lines), squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for (name, label), axis in zip(panels, axes.flat, strict=False):
         for engine in dict.fromkeys((row.engine, row.weights) for row in report.rows):
             rows = [row for row in report.rows if (row.engine, row.weights) == engine]
-            points = [(row.history, getattr(row, name)) for row in rows if getattr(row, name) is not None]
+            points = [(row.history, _figure(row, name)) for row in rows if _figure(row, name) is not None]
             if points:
                 axis.plot(*zip(*points, strict=True), marker="o", label=" ".join(engine))
         axis.set_xscale("log")
@@ -152,6 +150,23 @@ def plot(report: Report, file: Path) -> None:
     figure.tight_layout()
     figure.savefig(file, dpi=120)
     pyplot.close(figure)
+
+
+_PANELS = (
+    ("tokens_per_s", "tokens/s"),
+    ("cpu_ms", "reading, ms of processor a token"),
+    ("decode_ms", "answering, ms a token"),
+    ("first_token_s", "seconds to the first token"),
+    ("rss_mb", "resident memory, MB"),
+    ("state_mb", "state, MB"),
+    ("disk_mb", "written to disk at the end of a turn, MB"),
+)
+_PANELS_A_LINE = 4
+
+
+def _figure(row: Row, name: str) -> float | None:
+    figure: float | None = row.extra.get(name) if name not in Row.__slots__ else getattr(row, name)
+    return figure
 
 
 _HEAD = (

@@ -1,9 +1,9 @@
 """``bench soak``: a million tokens and more through one state; does a token still cost what it cost?
 
-Reading runs in stretches; at the end of each decade (1,000, 10,000, ... tokens) some ids are generated on a
-copy of the state, timed, and everything is looked at: seconds a token, resident memory, bytes of state, and
-whether each number in the state and in the scores is finite. The state and the rows so far are written every
-minute, so a soak that was stopped goes on where it was.
+Reading runs in stretches; at the end of each decade (10, 100, 1,000, ... tokens) some ids are generated on a
+copy of the state, timed, and everything is looked at: seconds a token, resident memory, bytes of state, bytes
+that the end of a turn writes to disk, and whether each number in the state and in the scores is finite. The
+state and the rows so far are written every minute, so a soak that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -40,6 +40,12 @@ STRETCH = 4096
 """Ids given to one ``feed``."""
 
 SAVE_EVERY_S = 60.0
+
+FIRST_MARK = 10
+"""Tokens after which everything is looked at for the first time."""
+
+ROWS = 2
+"""Changes with what a row holds: a soak goes on only from rows of its own kind."""
 
 PROBE = 32
 """Ids generated to time an answer."""
@@ -85,7 +91,7 @@ def soak(
 class _Soak:
     def __init__(self, engine: InfiniEngine, source: _Stream, folder: Path, say: Say) -> None:
         self.engine, self.source, self.say = engine, source, say
-        key = hashlib.sha256(f"{engine.info.fingerprint} {engine.info.dtype} {source.name}".encode())
+        key = hashlib.sha256(f"{ROWS} {engine.info.fingerprint} {engine.info.dtype} {source.name}".encode())
         self.state_file = folder / f"soak-{key.hexdigest()[:12]}.safetensors"
         self.progress_file = self.state_file.with_suffix(".json")
 
@@ -129,10 +135,11 @@ class _Soak:
 
     def _look(self, state: Any, progress: Progress) -> dict[str, Any]:
         finite = all(bool(torch.isfinite(tensor).all()) for tensor in state.to_tensors().values())
-        decode_s = resume_s = 0.0
+        decode_s = resume_s = disk_mb = 0.0
         if finite:
             try:
                 self._keep(state, progress)
+                disk_mb = self.state_file.stat().st_size / 1e6
                 decode_s, resume_s = self._answer(progress)
             except ModelError:
                 finite = False
@@ -144,6 +151,7 @@ class _Soak:
             "resume_s": resume_s,
             "rss_mb": psutil.Process().memory_info().rss / 1e6,
             "state_mb": self.engine.state_bytes(state) / 1e6,
+            "disk_mb": disk_mb,
             "finite": finite,
             "written": sum(layer.written for layer in self.engine.layer_memory(state)),
         }
@@ -151,7 +159,8 @@ class _Soak:
             f"-- {progress.tokens:,} tokens: reading {row['tokens_per_s']:.0f} tokens/s "
             f"({row['cpu_ms']:.3f} ms of processor a token), answering {row['decode_ms']:.1f} ms a token, "
             f"back from disk in {row['resume_s']:.2f} s, RAM {row['rss_mb']:.0f} MB, "
-            f"state {row['state_mb']:.2f} MB, {'all numbers finite' if finite else 'NOT FINITE'}"
+            f"state {row['state_mb']:.2f} MB, {row['disk_mb']:.2f} MB to disk, "
+            f"{'all numbers finite' if finite else 'NOT FINITE'}"
         )
         return row
 
@@ -250,5 +259,5 @@ def _stream(engine: InfiniEngine, text: Path | None) -> _Stream:
 
 
 def _next_mark(tokens: int) -> int:
-    """The next power of ten after ``tokens``, from 1,000 on."""
-    return max(1000, 10 ** (math.floor(math.log10(tokens)) + 1)) if tokens > 0 else 1000
+    """The next power of ten after ``tokens``, from ``FIRST_MARK`` on."""
+    return max(FIRST_MARK, 10 ** (math.floor(math.log10(tokens)) + 1)) if tokens > 0 else FIRST_MARK

@@ -20,6 +20,8 @@ TASKS = {
     "read": "the same, as a document is read",
     "resume": "seconds to the first token of a conversation that comes back from disk",
     "soak": "a million tokens and more through one state: does a token still cost what it cost?",
+    "batch": "many sessions that answer at once: tokens/s in sum, and what each of them costs",
+    "store": "listing, searching and opening in a store with years of talk in it",
     "train": "a training step's speed and peak memory: SDPA, one forward, streamed by segments",
     "start": "from starting the app to its first paint, its words and an answer's first token; its imports",
     "ui": "from a key to its letter on the screen, by length of the transcript, also while an answer streams",
@@ -46,9 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=counts,
         metavar="N,...",
         help="tokens before what is measured (decode, prefill: 512,4096; read: 7600,16384; resume: "
-        "512,4096,16384)",
+        "512,4096,16384; batch: 1024)",
     )
-    engines.add_argument("--rounds", type=count, default=5, metavar="N", help="in turns; also for start (5)")
+    engines.add_argument(
+        "--rounds", type=count, default=5, metavar="N", help="in turns; also for batch, store, start (5)"
+    )
     engines.add_argument(
         "--against",
         type=names,
@@ -61,14 +65,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=names,
         default=("auto",),
         metavar="FORMAT,...",
-        help="our number formats to measure: auto, float32, bfloat16, int8, int4; soak takes the first",
+        help="our number formats to measure: auto, float32, bfloat16, int8, int4; soak, batch take the first",
     )
     engines.add_argument("--window", type=count, metavar="N", help="tokens of our window; also for soak")
     engines.add_argument(
         "--tokens",
         type=count,
         metavar="N",
-        help="tokens to generate (decode: 80) or to stream (soak: 1000000)",
+        help="tokens to generate (decode: 80; batch: 16 of each in a round) or to stream (soak: 1000000)",
+    )
+    many = parser.add_argument_group("batch, store")
+    many.add_argument(
+        "--sessions", type=counts, metavar="N,...", help="at once (batch: 1,4,16,64); in it (store: 1000)"
     )
     soak = parser.add_argument_group("soak")
     soak.add_argument("--file", type=Path, metavar="FILE", help="text to stream, over and over")
@@ -85,7 +93,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     app = parser.add_argument_group("start, ui (in a terminal and a home of their own; Linux, macOS)")
     app.add_argument(
-        "--messages", type=counts, metavar="N,...", help="in the session (start: 1000; ui: 10,1000,10000)"
+        "--messages",
+        type=counts,
+        metavar="N,...",
+        help="in the session (start: 1000; ui: 10,1000,10000); in all of them (store: 100000)",
     )
     app.add_argument("--keys", type=count, default=150, metavar="N", help="ui: keys in each phase (150)")
     app.add_argument(
@@ -100,13 +111,18 @@ def run(args: argparse.Namespace, context: Context) -> int:
     """Measure and print; 0 when it could be measured. ``soak`` gives 1 when a number was not finite."""
     from infinichat.bench.report import plot, table
 
-    if args.plot is not None and args.task in MESSAGES:
+    if args.plot is not None and args.task in (*MESSAGES, "batch", "store"):
         raise UsageError(
             f"bench {args.task} draws nothing; --plot is for decode, prefill, read, resume, soak and train"
         )
     if args.task == "train":
         report = _train(args, context)
         from infinichat.bench.train import table
+    elif args.task == "store":
+        report = _store(args, context)
+    elif args.task == "batch":
+        report = _batch(args, context)
+        from infinichat.bench.batch import table
     else:
         report = _app(args, context) if args.task in MESSAGES else _engines(args, context)
     if args.json:
@@ -136,6 +152,34 @@ def _train(args: argparse.Namespace, context: Context) -> Report:
         threads=args.threads,
         say=context.console.status,
     )
+
+
+def _batch(args: argparse.Namespace, context: Context) -> Report:
+    from infinichat.bench.batch import HISTORY, SESSIONS, TOKENS, Sizes, batch
+
+    history = _one(args.histories, HISTORY, "batch", "--histories")
+    sizes = Sizes(args.sessions or SESSIONS, history, args.tokens or TOKENS, args.rounds)
+    return batch(
+        args.model, sizes=sizes, threads=args.threads, weights=args.weights[0], say=context.console.status
+    )
+
+
+def _store(args: argparse.Namespace, context: Context) -> Report:
+    from infinichat.bench.store import MESSAGES, SESSIONS, measure_store
+
+    return measure_store(
+        sessions=_one(args.sessions, SESSIONS, "store", "--sessions"),
+        messages=_one(args.messages, MESSAGES, "store", "--messages"),
+        rounds=args.rounds,
+        say=context.console.status,
+    )
+
+
+def _one(given: tuple[int, ...] | None, default: int, task: str, option: str) -> int:
+    """The one number that ``task`` takes where others take several."""
+    if given is not None and len(given) > 1:
+        raise UsageError(f"bench {task} takes one number; {option} has several")
+    return given[0] if given else default
 
 
 def _engines(args: argparse.Namespace, context: Context) -> Report:
@@ -181,6 +225,5 @@ def _app(args: argparse.Namespace, context: Context) -> Report:
     model = Model(args.model, args.threads)
     if args.task == "ui":
         return measure_ui(messages=messages, keys=args.keys, engine=args.engine, model=model, say=say)
-    if len(messages) > 1:
-        raise UsageError("bench start measures one length of the session; --messages has several")
-    return measure_start(messages=messages[0], rounds=args.rounds, model=model, say=say)
+    one = _one(messages, 0, "start", "--messages")
+    return measure_start(messages=one, rounds=args.rounds, model=model, say=say)

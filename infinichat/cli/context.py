@@ -7,8 +7,8 @@ The engine is made by ``engine_factory`` when there is one (tests pass a scripte
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from infinichat.cli.console import Console
 from infinichat.config import Settings, load_settings
@@ -48,9 +48,13 @@ class Context:
             keep_days = None  # without settings nobody knows what may go
         return Store.open(self.paths, keep_deleted_days=keep_days)
 
-    def load_engine(self, model: str | None) -> Engine:
-        """The engine for a checkpoint's name or path; ``None`` is the one in the settings."""
+    def load_engine(self, model: str | None, *, dtype: str | None = None) -> Engine:
+        """The engine for a checkpoint's name or path; ``None`` is the one in the settings. ``dtype`` instead
+        of what the settings say."""
         settings = self.settings()
+        if dtype is not None:
+            engine: Any = {"dtype": dtype}
+            settings = replace(settings, engine=replace(settings.engine, **engine))
         if self.engine_factory:
             return self.engine_factory(model, settings)
         self._offer_to_fetch(model)

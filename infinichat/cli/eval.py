@@ -16,7 +16,8 @@ from infinichat.errors import UsageError
 
 if TYPE_CHECKING:
     from infinichat.engine.generate import InfiniEngine
-    from infinichat.evals.task import Options
+    from infinichat.evals.bench import Bench
+    from infinichat.evals.task import Options, Report
 
 TASKS: dict[str, str] = {
     "facts": "N facts told, filler, a question about each",
@@ -31,6 +32,9 @@ TASKS: dict[str, str] = {
     "gates": "what the write gate learned to write",
 }
 MODULES = {"two-step": "two_step"}
+FORMATS = "formats"
+"""The task that loads the checkpoint once for each number format."""
+
 CARD = "card"
 """The task that is all of the others, as a checkpoint's card has them."""
 
@@ -38,7 +42,8 @@ CARD = "card"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     listed = "; ".join(f"{name}: {what}" for name, what in TASKS.items())
     everything = f"{CARD}: everything a checkpoint's card says, into --out; goes on where it was stopped"
-    parser.add_argument("task", choices=(*TASKS, CARD), help=f"{listed}; {everything}")
+    formats = f"{FORMATS}: what answering in fewer bits costs, in perplexity and in facts"
+    parser.add_argument("task", choices=(*TASKS, FORMATS, CARD), help=f"{listed}; {formats}; {everything}")
     parser.add_argument("--lengths", type=counts, metavar="N,...", help="tokens before the question")
     parser.add_argument("--depths", type=_shares, metavar="D,...", help="0: at the start, 1: last (0,0.5,1)")
     parser.add_argument("--facts", type=counts, metavar="N,...", help="facts in a conversation (16)")
@@ -53,6 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed, other questions (0)")
     parser.add_argument("--tail", type=count, metavar="N", help="last tokens that run through all layers")
+    parser.add_argument(
+        "--formats", type=names, metavar="NAME,...", help="float32, bfloat16, int8, int4 (default: all)"
+    )
     parser.add_argument("--answers", type=Path, metavar="FILE.jsonl", help="also write every answer")
     add_json(parser, "one JSON document instead of a table")
     add_plot(parser, "also draw it")
@@ -75,17 +83,20 @@ def run(args: argparse.Namespace, context: Context) -> int:
     from infinichat.evals.task import table
 
     say = context.console.status
-    bench = Bench.of(_engine(args, context), say)
-    module = importlib.import_module(f"infinichat.evals.{MODULES.get(args.task, args.task)}")
     transcript: list[dict[str, Any]] = []
-    report = module.measure(bench, options, transcript)
+    if args.task == FORMATS:
+        bench, report = _formats(args, context, options, transcript)
+    else:
+        bench = Bench.of(_engine(args, context), say)
+        module = importlib.import_module(f"infinichat.evals.{MODULES.get(args.task, args.task)}")
+        report = module.measure(bench, options, transcript)
     if not bench.engine.info.trained:
         report.notes.append("the memory of this checkpoint is not trained: it has a window only")
     report.settings = {
         **{key: value for key, value in asdict(options).items() if key != "filler"},
         "filler": None if options.filler is None else options.filler.name,
         "fingerprint": bench.engine.info.fingerprint,
-        "dtype": bench.engine.info.dtype,
+        "dtype": None if args.task == FORMATS else bench.engine.info.dtype,
         "window": bench.engine.info.window,
         "segment": bench.engine.info.segment,
     }
@@ -101,6 +112,30 @@ def run(args: argparse.Namespace, context: Context) -> int:
         draw(report, args.plot)
         say(f"drawn: {args.plot}")
     return 0
+
+
+def _formats(
+    args: argparse.Namespace, context: Context, options: Options, transcript: list[dict[str, Any]]
+) -> tuple[Bench, Report]:
+    """The report, and the bench over the last format that was loaded."""
+    from infinichat.evals import formats
+    from infinichat.evals.bench import Bench
+
+    names = args.formats or formats.FORMATS
+    _known(names, formats.FORMATS, "--formats")
+    if args.plot is not None:
+        raise UsageError("eval formats draws nothing; leave --plot out")
+    loaded: list[Bench] = []
+
+    def load(name: str) -> Bench:
+        loaded.clear()
+        # "auto" is 4 bits wherever a file's weights are.
+        engine = _engine(args, context, dtype="auto" if name == "int4" else name)
+        loaded.append(Bench.of(engine, context.console.status))
+        return loaded[0]
+
+    report = formats.measure(load, options, transcript, names)
+    return loaded[0], report
 
 
 def _card(args: argparse.Namespace, context: Context) -> int:
@@ -153,10 +188,10 @@ def _known(names: tuple[str, ...] | None, known: tuple[str, ...], option: str) -
         raise UsageError(f"{option} has '{wrong[0]}'; expected some of {', '.join(known)}")
 
 
-def _engine(args: argparse.Namespace, context: Context) -> InfiniEngine:
+def _engine(args: argparse.Namespace, context: Context, dtype: str | None = None) -> InfiniEngine:
     from infinichat.engine.generate import InfiniEngine
 
-    engine = context.load_engine(args.model)
+    engine = context.load_engine(args.model, dtype=dtype)
     if not isinstance(engine, InfiniEngine):
         raise UsageError(f"the engine is a {type(engine).__name__}; measuring needs a real model")
     return engine

@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infinichat.engine.detokenize import StreamDecoder
+from infinichat.engine.answer import Answer
 from infinichat.engine.heap import give_back_memory
 from infinichat.engine.kernels import ModuleStep, Step
 from infinichat.engine.report import layer_reports
-from infinichat.engine.sampling import Sampler
 from infinichat.engine.state import dump_cache, load_cache, state_meta
 from infinichat.errors import StateError, UsageError
 from infinichat.messages import LayerMemory, SamplingOptions
@@ -119,29 +118,45 @@ class InfiniEngine:
         end_ids: Sequence[int],
         cancel: CancelFlag | None = None,
     ) -> Iterator[GeneratedToken]:
+        cache = self.ready(state)
+        answer = Answer(options, end_ids, self._tokenizer)
+        while not answer.full:
+            if cancel is not None and cancel.is_set():
+                yield answer.stopped()
+                return
+            found = answer.choose(self.scores_each([cache])[0])
+            if not isinstance(found, int):
+                yield found
+                return
+            self._decode(cache, (found,))
+            item = answer.said(found)
+            yield item
+            if item.finish is not None:
+                return
+
+    @torch.inference_mode()
+    def ready(self, state: Any) -> InfiniCache:
+        """The state with every layer up to date, so that it can answer. Raises ``StateError`` for what is
+        none, ``UsageError`` when nothing was fed yet."""
         cache = _cache(state)
-        self._settle(cache)
+        settle(self.model.model, cache)
         if cache.last_hidden is None:
             raise UsageError("Nothing was fed yet; expected at least one token before an answer.")
-        ends = frozenset(end_ids)
-        sampler, decoder = Sampler(options), StreamDecoder(self._tokenizer, options.stop)
-        for count in range(1, options.max_tokens + 1):
-            if cancel is not None and cancel.is_set():
-                yield GeneratedToken(None, decoder.rest(), False, "stopped")
-                return
-            token_id = sampler.next_id(self._logits(cache))
-            if token_id in ends:
-                yield GeneratedToken(token_id, decoder.rest(), False, "stop")
-                return
-            self._decode(cache, (token_id,))
-            text, stopped = decoder.add(token_id)
-            if stopped:
-                yield GeneratedToken(token_id, text, True, "stop")
-                return
-            if count == options.max_tokens:
-                yield GeneratedToken(token_id, text + decoder.rest(), True, "length")
-                return
-            yield GeneratedToken(token_id, text, True)
+        return cache
+
+    @torch.inference_mode()
+    def scores_each(self, caches: Sequence[InfiniCache]) -> Tensor:
+        """Scores [B, V] of what comes next in each of B states that are ``ready``."""
+        hidden = [cache.last_hidden for cache in caches if cache.last_hidden is not None]
+        with self._stepping:
+            return self.step.logits_each(torch.cat(hidden))
+
+    @torch.inference_mode()
+    def feed_each(self, caches: Sequence[InfiniCache], ids: Sequence[int]) -> None:
+        """One of ``ids`` to each of different states that are ``ready``, in one forward where the step can
+        do that."""
+        with self._stepping:
+            self.step.feed_each(caches, ids)
 
     def dump_state(self, state: Any) -> StateDump:
         return dump_cache(_cache(state), self._meta())
@@ -168,25 +183,15 @@ class InfiniEngine:
             self.model.model(input_ids=batch, past_key_values=cache, keep=1)
 
     @torch.inference_mode()
-    def _settle(self, cache: InfiniCache) -> None:
-        settle(self.model.model, cache)
-
-    @torch.inference_mode()
     def _decode(self, cache: InfiniCache, ids: Sequence[int], cancel: CancelFlag | None = None) -> int:
         """Feed ids one by one; how many were fed before a cancel, at least one."""
-        self._settle(cache)
+        settle(self.model.model, cache)
         for count, token_id in enumerate(ids):
             if count and cancel is not None and cancel.is_set():
                 return count
             with self._stepping:
                 self.step.feed(cache, token_id)
         return len(ids)
-
-    @torch.inference_mode()
-    def _logits(self, cache: InfiniCache) -> Tensor:
-        assert cache.last_hidden is not None
-        with self._stepping:
-            return self.step.logits(cache.last_hidden)
 
     def _to_segment_end(self, cache: InfiniCache) -> int:
         """Ids in the next forward: up to where a segment ends, also while the window is not full yet. Depends

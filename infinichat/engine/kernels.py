@@ -10,11 +10,12 @@ has to leave, appends keys and values, moves the counts and sets ``last_hidden``
 
 With float32 weights PlainStep equals ModuleStep up to rounding, and a test says so; where 60 % of the time is
 not in matrix products, fewer and cheaper calls are what counts. Something faster (a compiled graph, a native
-operator) is one more class with these three methods.
+operator) is one more class with these methods.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -46,8 +47,33 @@ class Step(Protocol):
         """Scores [V] of the next token for ``last_hidden`` [1, C]."""
         ...
 
+    def feed_each(self, caches: Sequence[InfiniCache], token_ids: Sequence[int]) -> None:
+        """``feed`` one token to each of different caches of batch 1, as long as they are."""
+        ...
 
-class ModuleStep:
+    def logits_each(self, hidden: Tensor) -> Tensor:
+        """Scores [B, V] for the ``last_hidden`` of B caches, [B, C]."""
+        ...
+
+
+class OneByOne(ABC):
+    """A step that takes several caches one after the other."""
+
+    @abstractmethod
+    def feed(self, cache: InfiniCache, token_id: int) -> None: ...
+
+    @abstractmethod
+    def logits(self, hidden: Tensor) -> Tensor: ...
+
+    def feed_each(self, caches: Sequence[InfiniCache], token_ids: Sequence[int]) -> None:
+        for cache, token_id in zip(caches, token_ids, strict=True):
+            self.feed(cache, token_id)
+
+    def logits_each(self, hidden: Tensor) -> Tensor:
+        return torch.stack([self.logits(hidden[row : row + 1]) for row in range(hidden.shape[0])])
+
+
+class ModuleStep(OneByOne):
     """The model's forward."""
 
     def __init__(self, model: InfiniForCausalLM) -> None:
@@ -66,7 +92,7 @@ class ModuleStep:
         return scores
 
 
-class PlainStep:
+class PlainStep(OneByOne):
     """``ModuleStep`` on plain tensors, for batch 1 on the CPU. The residual stream is float32."""
 
     def __init__(

@@ -1,27 +1,28 @@
-"""``NativeStep``: one token in compiled C, on one core.
+"""``NativeStep``: one token in compiled C, of one conversation or of each of several.
 
-What PlainStep does in some six hundred calls of torch, ``step.c`` does in one. It runs on a single thread on
-purpose: a token's weights pass through one core at most of the memory's speed, and there is nothing that
-other busy processes could delay but that one thread. Memories stay where they are: the C code runs up to a
-layer that has one, and goes on after the layer's module has added its read.
+What PlainStep does in some six hundred calls of torch, ``step.c`` does in one. One conversation runs on a
+single thread on purpose: a token's weights pass through one core at most of the memory's speed, and there is
+nothing that other busy processes could delay but that one thread. Several share the threads, and the weights
+(``native_rows``). Memories stay where they are: the C code runs up to a layer that has one, and goes on after
+the layer's module has added its read.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from pathlib import Path
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from infinichat.engine.compiler import compiled
 from infinichat.engine.kernels import joined_bias
-from infinichat.engine.quantize import GROUP, WeightFormat
+from infinichat.engine.native_library import Change, Layer, Matrix, Model
+from infinichat.engine.native_rows import Places, Runner, Sizes
+from infinichat.engine.quantize import WeightFormat
 from infinichat.engine.tiles import Q4, Q8, Tiles, fits_tiles, q4_tiles, q8_tiles, tiles_of_blocks
 from infinichat.model.adapters import Adapters, Carried
 from infinichat.model.bank_memory import BankMemory
+from infinichat.model.bank_rows import one_token_each
 from infinichat.model.blocks import Blocks
 from infinichat.model.cache import InfiniCache
 from infinichat.model.configuration_infini import InfiniConfig
@@ -30,9 +31,6 @@ from infinichat.model.memories import PaperMemory, ResidualMemory
 from infinichat.model.modeling_infini import InfiniDecoderLayer, InfiniForCausalLM
 from infinichat.model.rope import rotations
 from infinichat.model.stored import StoredLinear, put, stored
-
-SOURCE = Path(__file__).with_name("step.c")
-BESIDE = tuple(SOURCE.with_name(name) for name in ("tiles.c", "attend.c", "tiles.h"))
 
 WIDEST_HEAD = 256
 """``step.c`` keeps a head's sum in an array of this size."""
@@ -43,87 +41,8 @@ _FORMATS: dict[int, WeightFormat] = {_F32: "float32", Q4: "int4", Q8: "int8"}
 _Linear = nn.Linear | StoredLinear
 
 
-class _Matrix(ctypes.Structure):
-    _fields_ = (
-        ("kind", ctypes.c_int32),
-        ("rows", ctypes.c_int32),
-        ("columns", ctypes.c_int32),
-        ("data", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-    )
-
-
-class _Change(ctypes.Structure):
-    _fields_ = (
-        ("rank", ctypes.c_int32),
-        ("down_qkv", ctypes.c_void_p),
-        ("up_qkv", ctypes.c_void_p),
-        ("down_out", ctypes.c_void_p),
-        ("up_out", ctypes.c_void_p),
-    )
-
-
-class _Layer(ctypes.Structure):
-    _fields_ = (
-        ("qkv", _Matrix),
-        ("out", _Matrix),
-        ("gate_up", _Matrix),
-        ("down", _Matrix),
-        ("input_norm", ctypes.c_void_p),
-        ("mlp_norm", ctypes.c_void_p),
-        ("change", _Change),
-    )
-
-
-class _Model(ctypes.Structure):
-    _fields_ = (
-        ("layers", ctypes.c_int32),
-        ("hidden", ctypes.c_int32),
-        ("inner", ctypes.c_int32),
-        ("heads", ctypes.c_int32),
-        ("kv_heads", ctypes.c_int32),
-        ("dim", ctypes.c_int32),
-        ("eps", ctypes.c_float),
-        ("layer", ctypes.POINTER(_Layer)),
-        ("norm", ctypes.c_void_p),
-        ("head", _Matrix),
-        ("x", ctypes.c_void_p),
-        ("y", ctypes.c_void_p),
-        ("scores", ctypes.c_void_p),
-        ("scales", ctypes.c_void_p),
-        ("sums", ctypes.c_void_p),
-        ("coarse", ctypes.c_void_p),
-        ("fine", ctypes.c_void_p),
-    )
-
-
-class _Window(ctypes.Structure):
-    _fields_ = (("k", ctypes.c_void_p), ("v", ctypes.c_void_p), ("stride", ctypes.c_int64))
-
-
-def native_library(cache: Path) -> ctypes.CDLL | None:
-    """The compiled ``step.c`` and what is beside it, or None where that cannot be compiled; ``cache`` is
-    where such things are kept."""
-    library = compiled(SOURCE, cache / "native", beside=BESIDE)
-    if library is not None:
-        pointer, whole, long = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
-        library.infini_pack.argtypes = (whole, long, long, *(pointer,) * 3)
-        library.infini_unpack.argtypes = (whole, long, long, pointer, pointer, whole)
-        library.infini_rows.argtypes = (whole, long, long, *(pointer,) * 3, whole)
-        sizes = (whole,) * 4
-        library.infini_attend.argtypes = (*(pointer,) * 4, long, *sizes, ctypes.c_float, whole)
-        for function in (library.infini_pack, library.infini_unpack, library.infini_rows):
-            function.restype = None
-        places = (pointer, pointer, whole, whole, *(pointer,) * 3)
-        library.infini_run.argtypes = (pointer, whole, whole, *places, ctypes.c_float)
-        library.infini_norm.argtypes = library.infini_head.argtypes = (pointer,) * 3
-        for function in (library.infini_run, library.infini_norm, library.infini_head):
-            function.restype = None
-    return library
-
-
 class NativeStep:
-    """A ``Step`` for batch 1 on the CPU; ``fits`` says for which models."""
+    """A ``Step`` on the CPU, also for several caches of batch 1 at once; ``fits`` says for which models."""
 
     def __init__(self, model: InfiniForCausalLM, library: ctypes.CDLL, *, format: WeightFormat) -> None:
         """Packs copies of the model's weights: "float32" as they are; otherwise 4 bits where that is exact
@@ -132,9 +51,8 @@ class NativeStep:
         self._model, self._library, self._format = model.model, library, format
         self._kept: list[Tensor] = []  # what C points to
         self._packed: list[tuple[Sequence[_Linear], Tiles]] = []
-        self._windows: WeakKeyDictionary[InfiniCache, _Windows] = WeakKeyDictionary()
         self._inv_freq = rotations(config).full.inv_freq
-        self._front = config.sinks
+        self._places = Places(config.sinks)
         layers = [self._layer(layer) for layer in model.model.layers]
         changes = [
             layer.memory.adapters for layer in model.model.layers if isinstance(layer.memory, BankMemory)
@@ -149,10 +67,8 @@ class NativeStep:
             for index, layer in enumerate(model.model.layers)
             if isinstance(layer.memory, ResidualMemory)
         ]
-        self._h = torch.zeros(1, 1, config.hidden_size)
-        self._x = torch.zeros(1, 1, config.hidden_size)
-        self._layers = (_Layer * len(layers))(*layers)
-        self._c = self._assembled(model)
+        self._layers = (Layer * len(layers))(*layers)
+        self._runner = Runner(library, self._assembled(model), self._sizes(config))
 
     @staticmethod
     def fits(model: InfiniForCausalLM) -> bool:
@@ -186,58 +102,52 @@ class NativeStep:
         return sum(tiles.nbytes for _, tiles in self._packed)
 
     def feed(self, cache: InfiniCache, token_id: int) -> None:
-        self._model.evict(cache)
-        front = cache.evicted > 0 and self._front > 0
-        ids = torch.tensor([[token_id]])
+        self.feed_each((cache,), (token_id,))
+
+    def feed_each(self, caches: Sequence[InfiniCache], token_ids: Sequence[int]) -> None:
+        """``feed`` one token to each of several caches of batch 1, all in one forward: every weight is read
+        once for all of them. They may be as long as they are; none sees anything of another one."""
+        for cache in caches:
+            self._model.evict(cache)
+        ids = torch.tensor(token_ids)[:, None]
         embedded = self._model.embed_tokens(ids)
-        self._h.copy_(embedded)
-        angles = cache.seen * self._inv_freq  # float64, exact at any position
+        h = embedded.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        normed = torch.empty_like(h)
+        seen = torch.tensor([cache.seen for cache in caches])
+        angles = seen[:, None] * self._inv_freq  # float64, exact at any position
         cosine, sine = angles.cos().float(), angles.sin().float()
-        windows = self._windows.get(cache)
-        if windows is None or not windows.valid(cache, front):
-            windows = self._windows[cache] = _Windows(cache, front)
-        slots = cache.window_tokens + 1 + (self._front if front else 0)
-
-        def run(first: int, last: int, opened: float) -> None:
-            self._library.infini_run(
-                ctypes.byref(self._c),
-                first,
-                last,
-                self._h.data_ptr(),
-                windows.array,
-                int(cache.dtype == torch.bfloat16),
-                slots,
-                cosine.data_ptr(),
-                sine.data_ptr(),
-                self._x.data_ptr(),
-                opened,
-            )
-
-        done, opened = 0, 0.0
+        rows = self._places.rows(caches, h, normed, cosine, sine)
+        is_bf16 = caches[0].dtype == torch.bfloat16
+        done = 0
         told: list[Carried] = []
         for index, memory in self._memories:
-            state = cache.states[index]
-            if state.memory is not None:
-                run(done, 2 * index + 1, opened)
-                done = 2 * index + 1
-                read, carried = memory(self._h, self._x, state, real=None, embeddings=embedded, ids=ids)
-                self._h.copy_(read)
-                if carried is not None:
-                    told.append(carried)
-                    opened = 0.0 if carried.adapters is None else float(carried.opened)
-        run(done, 2 * len(self._layers), opened)
-        self._count(cache, ids)
-        hidden = torch.empty_like(self._h[0])
-        self._library.infini_norm(ctypes.byref(self._c), self._h.data_ptr(), hidden.data_ptr())
+            states = [cache.states[index] for cache in caches]
+            if states[0].memory is None:
+                continue
+            self._runner.run(rows, done, 2 * index + 1, is_bf16=is_bf16)
+            done = 2 * index + 1
+            read, carried = one_token_each(memory, h, normed, states, embeddings=embedded, ids=ids)
+            h.copy_(read)
+            if carried is not None:
+                told.append(carried)
+                opened = carried.opened.flatten().tolist() if carried.adapters else [0.0] * len(caches)
+                for row, amount in zip(rows, opened, strict=True):
+                    row.open = amount
+        self._runner.run(rows, done, 2 * len(self._layers), is_bf16=is_bf16)
+        hidden = self._runner.norm(h)
         for carried in told:
-            hidden = carried.spoken(hidden[None])[0]
-        cache.last_hidden = hidden.to(cache.dtype)
+            hidden = carried.spoken(hidden[:, None])[:, 0]
+        final = hidden.to(caches[0].dtype)
+        for row, cache in enumerate(caches):
+            self._count(cache, ids[row : row + 1])
+            cache.last_hidden = final[row : row + 1].clone()
 
     def logits(self, hidden: Tensor) -> Tensor:
-        wide = hidden.float().contiguous()
-        scores = torch.empty(self._c.head.rows)
-        self._library.infini_head(ctypes.byref(self._c), wide.data_ptr(), scores.data_ptr())
-        return scores
+        return self._runner.head(hidden)[0]
+
+    def logits_each(self, hidden: Tensor) -> Tensor:
+        """Scores [B, V] of the next tokens for the ``last_hidden`` of B caches, [B, C]."""
+        return self._runner.head(hidden)
 
     def _count(self, cache: InfiniCache, ids: Tensor) -> None:
         for state in cache.states:
@@ -247,12 +157,15 @@ class NativeStep:
         cache.slots_fed += 1
         cache.seen += 1
 
-    def _assembled(self, model: InfiniForCausalLM) -> _Model:
-        config = model.config
+    def _sizes(self, config: InfiniConfig) -> Sizes:
         attended = config.num_attention_heads * config.head_dim
         widest = max(config.hidden_size, attended, config.intermediate_size)
-        rows = max(max(layer.qkv.rows, layer.gate_up.rows, layer.out.rows) for layer in self._layers)
-        return _Model(
+        tallest = max(max(layer.qkv.rows, layer.gate_up.rows, layer.out.rows) for layer in self._layers)
+        return Sizes(widest, tallest, config.window + config.sinks)
+
+    def _assembled(self, model: InfiniForCausalLM) -> Model:
+        config = model.config
+        return Model(
             layers=len(self._layers),
             hidden=config.hidden_size,
             inner=config.intermediate_size,
@@ -263,19 +176,12 @@ class NativeStep:
             layer=self._layers,
             norm=self._pointer(model.model.norm.weight),
             head=self._fused(model.lm_head),
-            x=self._pointer(torch.zeros(widest)),
-            y=self._pointer(torch.zeros(rows)),
-            scores=self._pointer(torch.zeros(config.window + config.sinks)),
-            scales=self._pointer(torch.zeros(widest // GROUP + 1)),
-            sums=self._pointer(torch.zeros(widest // GROUP + 1)),
-            coarse=self._pointer(torch.zeros(widest, dtype=torch.int8)),
-            fine=self._pointer(torch.zeros(widest, dtype=torch.int8)),
         )
 
-    def _layer(self, layer: InfiniDecoderLayer) -> _Layer:
+    def _layer(self, layer: InfiniDecoderLayer) -> Layer:
         attention, mlp = layer.self_attn, layer.mlp
         assert isinstance(mlp, InfiniMLP)
-        return _Layer(
+        return Layer(
             qkv=self._fused(attention.q_proj, attention.k_proj, attention.v_proj),
             out=self._fused(attention.o_proj),
             gate_up=self._fused(mlp.gate_proj, mlp.up_proj),
@@ -284,9 +190,9 @@ class NativeStep:
             mlp_norm=self._pointer(layer.post_attention_layernorm.weight),
         )
 
-    def _change(self, adapters: Adapters, at: int) -> _Change:
+    def _change(self, adapters: Adapters, at: int) -> Change:
         ups = torch.cat((adapters.q_up[at], adapters.k_up[at], adapters.v_up[at]))
-        return _Change(
+        return Change(
             rank=adapters.rank,
             down_qkv=self._pointer(adapters.qkv_down[at]),
             up_qkv=self._pointer(ups),
@@ -294,16 +200,16 @@ class NativeStep:
             up_out=self._pointer(adapters.o_up[at]),
         )
 
-    def _fused(self, *linears: _Linear) -> _Matrix:
+    def _fused(self, *linears: _Linear) -> Matrix:
         """The outputs of several linears of one input below each other."""
         biases = joined_bias(linears)
         bias = None if biases is None else self._pointer(biases)
         tiles = self._tiles(linears)
         if tiles is None:
             weight = torch.cat([linear.weight for linear in linears])
-            return _Matrix(_F32, *weight.shape, self._pointer(weight), bias)
+            return Matrix(_F32, *weight.shape, self._pointer(weight), bias)
         self._packed.append((linears, tiles))
-        return _Matrix(tiles.kind, *tiles.shape, tiles.data.data_ptr(), bias)
+        return Matrix(tiles.kind, *tiles.shape, tiles.data.data_ptr(), bias)
 
     def _tiles(self, linears: Sequence[_Linear]) -> Tiles | None:
         if self._format == "float32":
@@ -356,28 +262,3 @@ def _is_llama(config: InfiniConfig) -> bool:
     )
     unused = {"sliding_window", "layer_types"} if never else set()
     return not set(config.features) - unused and rotations(config).full.scale == 1
-
-
-class _Windows:
-    """Where the keys and values of a cache are, for as long as its buffers stay the same."""
-
-    def __init__(self, cache: InfiniCache, front: bool) -> None:
-        slots = [one for state in cache.states for one in (state.k, state.v)]
-        for one in slots:
-            one.reserve()
-        self._buffers = [one.buffer for one in slots]
-        self._front = front
-        self.array = (_Window * len(cache.states))()
-        for window, state in zip(self.array, cache.states, strict=True):
-            skipped = 0 if front else state.k.front
-            dim = state.k.buffer.shape[3]
-            skip = skipped * dim * state.k.buffer.element_size()
-            window.k, window.v = state.k.buffer.data_ptr() + skip, state.v.buffer.data_ptr() + skip
-            window.stride = state.k.buffer.shape[2] * dim
-
-    def valid(self, cache: InfiniCache, front: bool) -> bool:
-        """Whether the cache still has these buffers, with a spare slot in them."""
-        if front != self._front:
-            return False
-        slots = (one for state in cache.states for one in (state.k, state.v))
-        return all(one.buffer is kept for one, kept in zip(slots, self._buffers, strict=True))

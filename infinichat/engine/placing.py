@@ -17,7 +17,8 @@ from infinichat.engine.attend import use_native_attention
 from infinichat.engine.device import Plan, StepName
 from infinichat.engine.heap import give_back_memory
 from infinichat.engine.kernels import ModuleStep, PlainStep, Step
-from infinichat.engine.native import NativeStep, native_library
+from infinichat.engine.native import NativeStep
+from infinichat.engine.native_library import native_library
 from infinichat.engine.quantize import WeightFormat
 from infinichat.engine.threads import available_cores, candidates, fastest_threads
 from infinichat.engine.tiles import Tiles

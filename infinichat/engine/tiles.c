@@ -1,4 +1,4 @@
-/* Weights into and out of the tiles that step.c multiplies with.
+/* Weights into and out of the tiles that products.h multiplies with.
  *
  *   infini_pack     the blocks of a GGUF become tiles, without a detour over floating point: exact
  *   infini_unpack   tiles become a matrix that torch can multiply many tokens with

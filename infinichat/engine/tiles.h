@@ -1,4 +1,4 @@
-/* The layout of packed weights and what both C files do with numbers: see step.c for the tiles. */
+/* The layout of packed weights and what both C files do with numbers: see products.h for the tiles. */
 
 #include <stdint.h>
 

@@ -1,4 +1,4 @@
-"""Weights in the order in which ``step.c`` reads them: tiles of 16 rows by 32 columns.
+"""Weights in the order in which ``products.h`` reads them: tiles of 16 rows by 32 columns.
 
     q4   256 bytes of 4-bit steps, 16 scales, 16 zeros      0.625 bytes a weight, exact for GGUF's Q4_0 and
     Q4_1 q8   512 bytes of 8-bit steps, 16 scales                1.0625 bytes a weight, exact for GGUF's Q8_0
@@ -23,7 +23,7 @@ from infinichat.model.gguf_file import Q8_0
 
 ROWS = 16
 Q4, Q8 = 1, 2
-"""``step.c``'s numbers of the two kinds."""
+"""``tiles.h``'s numbers of the two kinds."""
 
 BYTES = {Q4: 320, Q8: 544}
 """Of one tile."""

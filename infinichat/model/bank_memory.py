@@ -24,7 +24,7 @@ k what it answers. With alpha, w, u and B at zero, the untrained start, nothing 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ GATE_RANK = 32
 
 
 @dataclass(frozen=True, slots=True)
-class _LookedBack:
+class LookedBack:
     """For T tokens their projections ``projected`` [B, T, K], and of the token before each: what it is stored
     under, ``keys`` [B, T, K], what that was projected from, ``before`` [B, T, 10 C], its value ``tokens``
     [B, T, C], its id in ``ids`` [B, T], how strongly it is written, ``strength`` [B, T], and whether the one
@@ -61,6 +61,10 @@ class _LookedBack:
     ids: Tensor
     strength: Tensor
     joined: Tensor
+
+    def row(self, at: int) -> LookedBack:
+        """One conversation's, as views."""
+        return LookedBack(*(getattr(self, field.name)[at : at + 1] for field in fields(self)))
 
 
 class BankMemory(ResidualMemory):
@@ -152,15 +156,9 @@ class BankMemory(ResidualMemory):
         assert state.memory_k is not None
         assert state.strength is not None
         x, tokens = wide(x), self.unit_rms(embeddings)
-        seen = self._looked_back(x, tokens, ids, state, real)
+        seen = self.looked_back(x, tokens, ids, state, real)
         writes = (seen.strength > 0).any(dim=0).nonzero()[:, 0].tolist()
-        # Marks only for what is written: this product is as large as that of the keys.
-        marks = seen.projected.new_zeros((*seen.projected.shape[:2], self.fade.shape[0] + 1))
-        if writes:
-            written = seen.before[:, writes]
-            both = [self._project(written, by) for by in (self.fade, self.novelty[None])]
-            marks[:, writes] = torch.cat(both, dim=-1)
-        keys = torch.cat((seen.keys, marks), dim=-1)
+        keys = self.marked(seen, writes)
         state.strength.append(seen.strength)
         state.memory_k.append(keys)
         # Nothing changes between two writes, so that is where the tokens are cut.
@@ -183,9 +181,19 @@ class BankMemory(ResidualMemory):
         added = parts[0][0] if len(parts) == 1 else torch.cat([part for part, _ in parts], dim=1)
         return h + added.to(h.dtype), Carried.joined([carried for _, carried in parts])
 
-    def _looked_back(
+    def marked(self, seen: LookedBack, writes: list[int]) -> Tensor:
+        """Keys, marks and novelty beside each other [B, T, K + F + 1]; zeros for what is not among the tokens
+        to be written, ``writes``: this product is as large as that of the keys."""
+        marks = seen.projected.new_zeros((*seen.projected.shape[:2], self.fade.shape[0] + 1))
+        if writes:
+            written = seen.before[:, writes]
+            both = [self._project(written, by) for by in (self.fade, self.novelty[None])]
+            marks[:, writes] = torch.cat(both, dim=-1)
+        return torch.cat((seen.keys, marks), dim=-1)
+
+    def looked_back(
         self, x: Tensor, tokens: Tensor, ids: Tensor, state: LayerState, real: Tensor | None
-    ) -> _LookedBack:
+    ) -> LookedBack:
         """What each token shows of the one before it, for the layer's normed inputs x and the tokens' values
         [B, T, C]; ``state`` moves on."""
         assert state.tail is not None
@@ -232,7 +240,7 @@ class BankMemory(ResidualMemory):
             earlier, state.tail_strength = ragged_taps(strength, state.tail_strength, real, 1, 1)
         older = (number[..., 0] - 1).clamp(min=0)
         joined = earlier[..., 0] > 0
-        return _LookedBack(projected, keys, before, last, older, strength[..., 0], joined)
+        return LookedBack(projected, keys, before, last, older, strength[..., 0], joined)
 
     def _read_part(
         self,
@@ -279,9 +287,16 @@ class BankMemory(ResidualMemory):
         """What to add to the residual [B, T, C], in x's type, and to carry on, for projections [B, T, K] of
         the tokens ``ids`` [B, T], as far as there is ``something`` [B, 1, 1] in the memory; ``real`` [B, T]
         is False at padding. What they found goes into ``state``, for the token to come."""
+        return self.added(x, *self.found(projected, ids, state, real), something)
+
+    def found(
+        self, projected: Tensor, ids: Tensor, state: LayerState, real: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``read`` before anything is made of it: values [B, T, C], the null slot's weight and how much of
+        that has ended [B, T, 1]."""
         assert state.memory is not None
         assert state.bank is not None
-        dtype = x.dtype
+        dtype = projected.dtype
         queries = headwise_unit(projected, self.head_weight.to(dtype))
         got = bank_read(queries, ids, state.bank, state.memory.written, self.rule(dtype), real=real)
         state.bank = replace(state.bank, route=got.route)
@@ -290,7 +305,7 @@ class BankMemory(ResidualMemory):
             features = recall_features(projected, heads=self.heads, order=self.order)
             blurred = recall_read(features, state.memory, softness=self.softness).values
             values = values + self.matrix_gain.to(dtype) * null * blurred
-        return self.added(x, values, null, got.ended[..., None], something)
+        return values, null, got.ended[..., None]
 
     def added(
         self, x: Tensor, values: Tensor, null: Tensor, ended: Tensor, something: Tensor | float = 1.0

@@ -13,6 +13,7 @@ several is searched as a phrase.
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 import sqlite3
@@ -83,7 +84,7 @@ def search(
     expression = match_expression(query)
     if expression is None or limit <= 0:
         return []
-    hits: list[SearchHit] = []
+    found: list[sqlite3.Row] = []
     statement = ROWS if session_id is None else ROWS_IN_SESSION
     rows = connection.execute(statement, {"match": expression, "session": session_id})
     previous = None
@@ -91,10 +92,10 @@ def search(
         if row["key"] == previous:
             continue
         previous = row["key"]
-        hits.append(_hit(connection, row, expression))
-        if len(hits) == limit:
+        found.append(row)
+        if len(found) == limit:
             break
-    return hits
+    return _hits(connection, found, expression)
 
 
 # CROSS JOIN keeps the index walk outside: newest passage first, and it ends when there are enough hits. A
@@ -121,16 +122,29 @@ ROWS_IN_SESSION = """
     ORDER BY words.rowid DESC"""
 
 
-def _hit(connection: sqlite3.Connection, row: sqlite3.Row, expression: str) -> SearchHit:
+# In one go: looking up a word's passages, let alone those of a beginning, takes milliseconds where it is
+# common. The plus keeps SQLite from doing so for each passage.
+SNIPPETS = f"""
+    SELECT rowid AS passage, snippet(words, 0, :opening, :closing, '…', {_SNIPPET_TOKENS}) AS marked
+    FROM words WHERE words MATCH :match AND rowid BETWEEN :first AND :last
+        AND +rowid IN (SELECT value FROM json_each(:passages))"""
+
+
+def _hits(connection: sqlite3.Connection, rows: list[sqlite3.Row], expression: str) -> list[SearchHit]:
+    """The passages found, each with the words around its first match."""
+    if not rows:
+        return []
     # The marks around a match carry a random word, so that no text can contain them.
     mark = secrets.token_hex(8)
     opening, closing = f"\x02{mark}<", f"\x02{mark}>"
-    marked = connection.execute(
-        f"SELECT snippet(words, 0, ?, ?, '…', {_SNIPPET_TOKENS}) FROM words "
-        "WHERE words MATCH ? AND rowid = ?",
-        (opening, closing, expression, row["passage"]),
-    ).fetchone()[0]
-    snippet, matches = _unmark(marked.replace(_BREAK, ""), opening, closing)
+    passages = [row["passage"] for row in rows]
+    values = {"match": expression, "opening": opening, "closing": closing}
+    values |= {"first": min(passages), "last": max(passages), "passages": json.dumps(passages)}
+    marked = {row["passage"]: row["marked"] for row in connection.execute(SNIPPETS, values)}
+    return [_hit(row, *_unmark(marked[row["passage"]].replace(_BREAK, ""), opening, closing)) for row in rows]
+
+
+def _hit(row: sqlite3.Row, snippet: str, matches: tuple[tuple[int, int], ...]) -> SearchHit:
     return SearchHit(
         session_id=row["session_id"],
         session_name=row["session_name"],

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from infinichat.bench import soak as soak_module
+from infinichat.bench.report import plot
 from infinichat.bench.soak import _next_mark, soak
 from infinichat.engine.generate import InfiniEngine
 from infinichat.errors import UsageError
@@ -30,8 +31,14 @@ def run(folder: Path, tokens: int, **options: Any) -> Any:
 
 def test_rows_come_by_decade_and_the_state_stays_as_small(engine: InfiniEngine, tmp_path: Path) -> None:
     report = run(tmp_path, 12_000)
-    assert [row.history for row in report.rows] == [1000, 10_000, 12_000]
-    assert len({row.state_mb for row in report.rows}) == 1
+    assert [row.history for row in report.rows] == [10, 100, 1000, 10_000, 12_000]
+    full = report.rows[2:]
+    assert len({row.state_mb for row in full}) == 1
+    assert report.rows[0].state_mb < full[0].state_mb
+    # A snapshot is the state and a header; both as large after 12,000 tokens as after 1,000.
+    disk = [row.extra["disk_mb"] for row in full]
+    assert max(disk) - min(disk) < 1e-4
+    assert disk[0] >= full[0].state_mb
     assert all(row.extra["finite"] for row in report.rows)
     assert all(
         row.tokens_per_s
@@ -44,6 +51,20 @@ def test_rows_come_by_decade_and_the_state_stays_as_small(engine: InfiniEngine, 
     assert "every number finite" in report.notes
 
 
+def test_time_memory_state_and_disk_are_in_one_picture(
+    engine: InfiniEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    drawn: list[Any] = []
+    monkeypatch.setattr(pyplot, "close", drawn.append)
+    plot(run(tmp_path, 1000), tmp_path / "soak.png")
+    axes = [axis for axis in drawn[0].axes if axis.lines]
+    for words in ("reading", "answering", "resident memory", "state", "disk"):
+        (axis,) = [axis for axis in axes if axis.get_title().startswith(words) or words in axis.get_title()]
+        assert list(axis.lines[0].get_xdata()) == [10, 100, 1000]
+        assert (axis.get_xscale(), axis.get_ylim()[0]) == ("log", 0)
+
+
 def test_a_stopped_soak_goes_on_and_reaches_the_same_state(engine: InfiniEngine, tmp_path: Path) -> None:
     run(tmp_path / "whole", 3000)
     run(tmp_path / "parts", 2000)
@@ -52,7 +73,7 @@ def test_a_stopped_soak_goes_on_and_reaches_the_same_state(engine: InfiniEngine,
     engine.feed = lambda state, ids, **o: fed.append(len(ids)) or feed(state, ids, **o)  # type: ignore
     report = run(tmp_path / "parts", 3000)
     assert sum(fed) == 1000
-    assert [row.history for row in report.rows] == [1000, 2000, 3000]
+    assert [row.history for row in report.rows] == [10, 100, 1000, 2000, 3000]
     (whole,) = (tmp_path / "whole").glob("*.safetensors")
     (parts,) = (tmp_path / "parts").glob("*.safetensors")
     assert whole.read_bytes() == parts.read_bytes()
@@ -70,7 +91,7 @@ def test_a_number_that_is_not_finite_is_seen(engine: InfiniEngine, tmp_path: Pat
 
     engine.feed = poisoned  # type: ignore[method-assign]
     report = run(tmp_path, 1000)
-    assert [row.extra["finite"] for row in report.rows] == [False]
+    assert not any(row.extra["finite"] for row in report.rows)
     assert "a number was NOT finite" in report.notes
 
 
@@ -86,7 +107,7 @@ def test_a_text_is_streamed_over_and_over(engine: InfiniEngine, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("tokens", "mark"), [(0, 1000), (1, 1000), (999, 1000), (1000, 10_000), (10**6, 10**7)]
+    ("tokens", "mark"), [(0, 10), (1, 10), (9, 10), (10, 100), (999, 1000), (1000, 10_000), (10**6, 10**7)]
 )
 def test_marks_are_powers_of_ten(tokens: int, mark: int) -> None:
     assert _next_mark(tokens) == mark

@@ -13,7 +13,8 @@ from torch import Tensor
 from infinichat.engine import compiler
 from infinichat.engine.compiler import compiled
 from infinichat.engine.kernels import ModuleStep, PlainStep
-from infinichat.engine.native import SOURCE, NativeStep, native_library
+from infinichat.engine.native import NativeStep
+from infinichat.engine.native_library import SOURCE, native_library
 from infinichat.engine.quantize import GROUP, WeightFormat
 from infinichat.engine.tiles import ROWS, q4_tiles, q8_tiles
 from tests.engine.conftest import MakeEngine, MakeModel, some_ids

@@ -9,14 +9,16 @@ import pytest
 import torch
 
 from infinichat.config import EngineSettings, Settings
+from infinichat.engine.batch import Request, generate_many
 from infinichat.engine.generate import InfiniEngine
 from infinichat.engine.load import load_engine
-from infinichat.engine.native import native_library
+from infinichat.engine.native_library import native_library
 from infinichat.engine.quantize import smallest_lossless
 from infinichat.errors import ModelError
 from infinichat.messages import SamplingOptions
 from infinichat.model.loading import load_model
 from infinichat.model.registry import Registry
+from infinichat.protocols import GeneratedToken
 
 pytestmark = pytest.mark.real
 
@@ -74,6 +76,35 @@ def test_no_bit_of_a_weight_is_lost_by_keeping_the_files_own(engine: InfiniEngin
     assert ours.keys() == exact.keys()
     for name, tensor in ours.items():
         assert torch.equal(tensor, exact[name].to(tensor.dtype)), name
+
+
+def test_sixteen_answers_together_are_those_of_each_alone(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default checkpoint: one has been told facts and gone beyond the window since, one begins."""
+    monkeypatch.setenv("INFINICHAT_BASE_WEIGHTS", str(weights))
+    settings = Settings(engine=EngineSettings(device="cpu", threads=1))
+    engine = load_engine(None, settings, cache=tmp_path)
+    told = "My dog is called Biscuit. Clara's locker code is 4821. "
+    words = "dog cat horse cow owl bear wolf fox hen duck goose trout pike crab ant bee"
+    texts = [f"{told} {TEXT} The {word} that I saw" for word in words.split()]
+    histories = [engine.tokenizer.encode(text) for text in texts]
+    histories[3] = engine.tokenizer.encode(told + TEXT * 60 + "My dog is called")
+    histories[5] = histories[5][:1]
+    assert len(histories[3]) > engine.info.window
+    first = [engine.new_state() for _ in histories]
+    for state, ids in zip(first, histories, strict=True):
+        list(engine.feed(state, ids))
+    assert engine.layer_memory(first[3])[0].written > 0
+    again = [engine.load_state(engine.dump_state(state)) for state in first]
+    options = SamplingOptions(temperature=0, max_tokens=12)
+    heard: list[list[GeneratedToken]] = [[] for _ in histories]
+    for number, item in generate_many(engine, [Request(state, options) for state in first]):
+        assert isinstance(item, GeneratedToken)
+        heard[number].append(item)
+    assert heard == [list(engine.generate(state, options, end_ids=())) for state in again]
+    assert "Biscuit" in "".join(item.text for item in heard[3])
+    assert len({"".join(item.text for item in items) for items in heard}) > 8
 
 
 def test_a_greedy_answer_goes_on_after_a_restart_as_if_never_stopped(engine: InfiniEngine) -> None:

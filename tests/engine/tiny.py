@@ -11,7 +11,7 @@ from infinichat.engine.generate import InfiniEngine
 from infinichat.engine.kernels import Step
 from infinichat.model.configuration_infini import InfiniConfig
 from infinichat.model.modeling_infini import InfiniForCausalLM
-from infinichat.protocols import EngineInfo
+from infinichat.protocols import EngineInfo, TextTokenizer
 
 
 def tiny_model(**changes: Any) -> InfiniForCausalLM:
@@ -38,7 +38,11 @@ def tiny_model(**changes: Any) -> InfiniForCausalLM:
 
 
 def engine_over(
-    model: InfiniForCausalLM, *, fingerprint: str = "tiny", step: Step | None = None
+    model: InfiniForCausalLM,
+    *,
+    fingerprint: str = "tiny",
+    step: Step | None = None,
+    tokenizer: TextTokenizer | None = None,
 ) -> InfiniEngine:
     """An engine that calls itself "tiny" and takes bytes for tokens; without ``step`` it answers with the
     model's own forward."""
@@ -56,4 +60,4 @@ def engine_over(
         parameters=0,
         memory_layers=tuple(config.memory_layers),
     )
-    return InfiniEngine(model.requires_grad_(False), ByteTokenizer(), info=info, step=step)
+    return InfiniEngine(model.requires_grad_(False), tokenizer or ByteTokenizer(), info=info, step=step)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from infinichat.store import SearchHit, SessionRecord, Store
-from infinichat.store.search import OVERLAP, PASSAGE, match_expression, passages
+from infinichat.store.search import OVERLAP, PASSAGE, match_expression, passages, search
 
 
 def say(
@@ -200,3 +200,19 @@ def test_system_messages_are_not_searched(store: Store, session: SessionRecord) 
     say(store, session, "secret instruction", "system")
     assert store.search("instruction") == []
     assert store.verify() == []
+
+
+def test_a_beginning_that_is_in_every_message_is_looked_up_once(store: Store) -> None:
+    """For each hit anew, 50 hits among 100,000 messages took 0.4 seconds."""
+    record = store.create_session()
+    for number in range(60):
+        store.append(record.id, role="user", content=f"word{number} words", reason="complete", chain="")
+    asked: list[str] = []
+    with store._database.read() as connection:
+        connection.set_trace_callback(asked.append)
+        hits = search(connection, "wor")
+        connection.set_trace_callback(None)
+    assert len(hits) == 50
+    assert hits[0].snippet == "word59 words"
+    assert hits[0].matches == ((0, 6), (7, 12))
+    assert sum("snippet(" in statement for statement in asked) == 1
