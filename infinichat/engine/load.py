@@ -68,6 +68,7 @@ def engine_of(loaded: LoadedModel, settings: Settings, *, cache: Path) -> Infini
     """The engine over a float32 model on the CPU, which becomes the engine's: it is converted in place."""
     from infinichat.engine.device import machine_key, make_plan, remember_plan, remembered_plan
     from infinichat.engine.generate import InfiniEngine
+    from infinichat.engine.heap import give_back_start
     from infinichat.engine.placing import measured_threads, placed
 
     model = loaded.model
@@ -88,6 +89,7 @@ def engine_of(loaded: LoadedModel, settings: Settings, *, cache: Path) -> Infini
         if not machine_is_busy(available_cores()):
             remember_plan(cache, key, plan)
     set_threads(plan.threads)
+    give_back_start()
     return InfiniEngine(model, loaded.tokenizer, info=_info(loaded, plan), step=step)
 
 

@@ -15,7 +15,6 @@ import torch
 from infinichat.config import EngineSettings
 from infinichat.engine.attend import use_native_attention
 from infinichat.engine.device import Plan, StepName
-from infinichat.engine.heap import give_back_memory
 from infinichat.engine.kernels import ModuleStep, PlainStep, Step
 from infinichat.engine.native import NativeStep, native_library
 from infinichat.engine.quantize import WeightFormat
@@ -56,7 +55,6 @@ def placed(
         model.to(plan.device)
     if isinstance(step, PlainStep):
         step.share_embedding()
-    give_back_memory()
     return step, replace(plan, step=name)
 
 
