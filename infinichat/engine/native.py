@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from infinichat.engine.compiler import compiled
 from infinichat.engine.kernels import joined_bias
 from infinichat.engine.quantize import GROUP, WeightFormat
 from infinichat.engine.tiles import Q4, Q8, Tiles, fits_tiles, q4_tiles, q8_tiles, tiles_of_blocks
@@ -30,9 +28,6 @@ from infinichat.model.memories import PaperMemory, ResidualMemory
 from infinichat.model.modeling_infini import InfiniDecoderLayer, InfiniForCausalLM
 from infinichat.model.rope import rotations
 from infinichat.model.stored import StoredLinear, put, stored
-
-SOURCE = Path(__file__).with_name("step.c")
-BESIDE = tuple(SOURCE.with_name(name) for name in ("tiles.c", "attend.c", "tiles.h"))
 
 WIDEST_HEAD = 256
 """``step.c`` keeps a head's sum in an array of this size."""
@@ -99,27 +94,6 @@ class _Model(ctypes.Structure):
 
 class _Window(ctypes.Structure):
     _fields_ = (("k", ctypes.c_void_p), ("v", ctypes.c_void_p), ("stride", ctypes.c_int64))
-
-
-def native_library(cache: Path) -> ctypes.CDLL | None:
-    """The compiled ``step.c`` and what is beside it, or None where that cannot be compiled; ``cache`` is
-    where such things are kept."""
-    library = compiled(SOURCE, cache / "native", beside=BESIDE)
-    if library is not None:
-        pointer, whole, long = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
-        library.infini_pack.argtypes = (whole, long, long, *(pointer,) * 3)
-        library.infini_unpack.argtypes = (whole, long, long, pointer, pointer, whole)
-        library.infini_rows.argtypes = (whole, long, long, *(pointer,) * 3, whole)
-        sizes = (whole,) * 4
-        library.infini_attend.argtypes = (*(pointer,) * 4, long, *sizes, ctypes.c_float, whole)
-        for function in (library.infini_pack, library.infini_unpack, library.infini_rows):
-            function.restype = None
-        places = (pointer, pointer, whole, whole, *(pointer,) * 3)
-        library.infini_run.argtypes = (pointer, whole, whole, *places, ctypes.c_float)
-        library.infini_norm.argtypes = library.infini_head.argtypes = (pointer,) * 3
-        for function in (library.infini_run, library.infini_norm, library.infini_head):
-            function.restype = None
-    return library
 
 
 class NativeStep:
