@@ -81,7 +81,13 @@ LATE: dict[str, tuple[set[str], set[str]]] = {
 }  # fmt: skip
 
 # Files that must stay importable without torch although their part may use it.
-NO_TORCH_FILES = ("engine/scripted.py", "engine/__init__.py", "model/__init__.py")
+NO_TORCH_FILES = (
+    "engine/scripted.py",
+    "engine/library.py",
+    "engine/threads.py",
+    "engine/__init__.py",
+    "model/__init__.py",
+)
 
 
 @dataclass(frozen=True)

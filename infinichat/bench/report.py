@@ -58,7 +58,7 @@ class Report:
 
 def machine_now() -> dict[str, Any]:
     """Processor, cores and how busy they are: a measurement without that says nothing."""
-    from infinichat.engine.device import processor_name
+    from infinichat.engine.compiler import processor_name
     from infinichat.engine.threads import available_cores
 
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None

@@ -111,6 +111,10 @@ def _rss_mb() -> float:
 
 def _load(args: argparse.Namespace) -> Peer:
     if args.peer == "infinichat":
+        # As in a chat: before anything imports torch.
+        from infinichat.engine.threads import prepare_environment
+
+        prepare_environment()
         from infinichat.bench.peer_infinichat import InfinichatPeer
 
         return InfinichatPeer(args.model, threads=args.threads, weights=args.weights, window=args.window)

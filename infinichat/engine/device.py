@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 
 from infinichat.config import EngineSettings
+from infinichat.engine.compiler import processor_name
 from infinichat.engine.quantize import FORMATS, Product, WeightFormat, smallest_lossless, supported
 from infinichat.engine.threads import available_cores
 from infinichat.errors import ConfigError
@@ -160,14 +161,3 @@ def _best_seconds(work: Any, rounds: int = 5) -> float:
         work()
         times.append(time.perf_counter() - start)
     return min(times)
-
-
-def processor_name() -> str:
-    """What the system calls its processor."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(
-                (line.partition(":")[2].strip() for line in file if line.startswith("model name")), ""
-            )
-    except OSError:
-        return platform.processor()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infinichat.config import Settings
+from infinichat.engine.library import begin_compiling
 from infinichat.engine.threads import (
     available_cores,
     machine_is_busy,
@@ -46,12 +47,14 @@ def load_engine(
     ``ModelNotFoundError``, ``ModelFileError``, ``UnsupportedModelError`` and ``ConfigError``, each with the
     next step.
     """
+    settings, cache = settings or Settings(), cache or default_paths().cache
+    if settings.engine.device in ("auto", "cpu") and settings.engine.dtype in ("auto", "int8"):
+        begin_compiling(cache)
     prepare_environment()
     import torch
 
     from infinichat.model.loading import load_model
 
-    settings = settings or Settings()
     # Float32 first, whatever runs later: 4-bit grids are found in exact numbers.
     loaded = load_model(
         model or settings.model,
@@ -61,13 +64,14 @@ def load_engine(
         light=True,
         on_progress=on_progress,
     )
-    return engine_of(loaded, settings, cache=cache or default_paths().cache)
+    return engine_of(loaded, settings, cache=cache)
 
 
 def engine_of(loaded: LoadedModel, settings: Settings, *, cache: Path) -> InfiniEngine:
     """The engine over a float32 model on the CPU, which becomes the engine's: it is converted in place."""
     from infinichat.engine.device import machine_key, make_plan, remember_plan, remembered_plan
     from infinichat.engine.generate import InfiniEngine
+    from infinichat.engine.heap import give_back_start
     from infinichat.engine.placing import measured_threads, placed
 
     model = loaded.model
@@ -88,6 +92,7 @@ def engine_of(loaded: LoadedModel, settings: Settings, *, cache: Path) -> Infini
         if not machine_is_busy(available_cores()):
             remember_plan(cache, key, plan)
     set_threads(plan.threads)
+    give_back_start()
     return InfiniEngine(model, loaded.tokenizer, info=_info(loaded, plan), step=step)
 
 

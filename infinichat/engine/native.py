@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from infinichat.engine.kernels import joined_bias
-from infinichat.engine.native_library import Change, Layer, Matrix, Model
 from infinichat.engine.native_rows import Places, Runner, Sizes
 from infinichat.engine.quantize import WeightFormat
+from infinichat.engine.structures import Change, Layer, Matrix, Model
 from infinichat.engine.tiles import Q4, Q8, Tiles, fits_tiles, q4_tiles, q8_tiles, tiles_of_blocks
 from infinichat.model.adapters import Adapters, Carried
 from infinichat.model.bank_memory import BankMemory

@@ -16,8 +16,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from infinichat.engine.native_library import Model, Rounded, Row, Scratch, Window
 from infinichat.engine.quantize import GROUP
+from infinichat.engine.structures import Model, Rounded, Row, Scratch, Window
 from infinichat.model.cache import InfiniCache
 
 

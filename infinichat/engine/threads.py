@@ -16,6 +16,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+from infinichat.engine.torch_import import defer
+
 WAITING = {"GOMP_SPINCOUNT": "1000"}
 """Read once by libgomp when it is loaded: about 2 microseconds of spinning, then sleep."""
 
@@ -27,7 +29,9 @@ MOST_THREADS = 16
 
 
 def prepare_environment() -> None:
-    """Set how OpenMP threads wait, unless the user has, or torch is loaded already (then it is too late)."""
+    """Set how OpenMP threads wait, unless the user has, and leave out of torch what is not needed; where
+    torch is loaded already it is too late for both."""
+    defer()
     if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
         for name, value in WAITING.items():
             os.environ.setdefault(name, value)

@@ -101,6 +101,14 @@ class GgufFile:
         # Stored as float32: 9.999999747378752e-06 is meant to be 1e-05.
         return float(f"{value:.7g}")
 
+    def forget_arrays(self) -> None:
+        """Let go of the metadata's long lists, once the tokenizer has been made of them: 12 MB of the default
+        checkpoint's, and what is loaded next takes their place rather than a new one."""
+        for key in [
+            key for key, value in self.metadata.items() if isinstance(value, list) and len(value) > 999
+        ]:
+            del self.metadata[key]
+
     @property
     def parameters(self) -> int:
         """Number of weights in the file; a tied output matrix counts once because it is stored once."""

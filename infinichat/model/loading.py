@@ -134,6 +134,7 @@ def read_source(weights: Path) -> Source:
     header = read_gguf_header(weights) if weights.is_file() else None
     if header is not None:
         raw, tokenizer = gguf_config(header), gguf_tokenizer(header)
+        header.forget_arrays()
     else:
         raw, tokenizer = read_config(weights), folder_tokenizer(weights)
         if raw.get("model_type") == InfiniConfig.model_type:

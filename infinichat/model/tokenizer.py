@@ -14,9 +14,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +61,6 @@ class Tokenizer:
         Raises ``UnsupportedModelError`` for anything but byte-level BPE and SentencePiece BPE with byte
         fallback, ``ModelFileError`` when the definition contradicts itself.
         """
-        self.definition = definition
         self.special = special or SpecialTokens()
         self.chat_template = chat_template
         self._byte_level = _is_byte_level(definition)
@@ -77,17 +76,28 @@ class Tokenizer:
         hidden |= {text for text in roles if text is not None and (text in added or _MARKER.fullmatch(text))}
         markers = {text for text in added if text not in hidden and _MARKER.fullmatch(text)}
         self._control = {text: ids[text] for text in hidden | markers if text in ids}
-        self._tokens: dict[int, str] = {token_id: text for text, token_id in ids.items()}
+        self._control_names = {token_id: text for text, token_id in self._control.items()}
+        self._size = max(ids.values()) + 1
         self._hidden = frozenset(ids[text] for text in hidden if text in ids)
         self._verbatim = frozenset(ids[text] for text in added)
         self._bytes: dict[int, bytes] = {}
         self._strips_space = not self._byte_level and _prepends_space(definition)
         self._text = _build(_text_only(definition, frozenset(self._control), frozenset(added)))
+        self._fingerprint = _fingerprint(definition)
+        # Vocabulary and merges are in the pipeline: here is what it lacks (18 MB less for 49,152 tokens).
+        self._frame = _framed(definition)
+        self._aside = {text: vocabulary[text] for text in self._control if text in vocabulary}
+        self._own = frozenset(text for text in added if text not in vocabulary)
+        self._aside_merges = [
+            (place, pair)
+            for place, pair in enumerate(_merges(definition["model"]))
+            if _touches(pair, self._control)
+        ]
 
     @property
     def vocab_size(self) -> int:
         """One more than the largest id; a model's embedding has at least so many rows."""
-        return max(self._tokens) + 1
+        return self._size
 
     @property
     def control_tokens(self) -> Mapping[str, int]:
@@ -122,8 +132,10 @@ class Tokenizer:
         return known
 
     def _bytes_of(self, token_id: int) -> bytes:
-        text = self._tokens.get(token_id)
-        if text is None or token_id in self._hidden:
+        if token_id < 0 or token_id in self._hidden:
+            return b""
+        text = self._control_names.get(token_id) or self._text.id_to_token(token_id)
+        if text is None:
             return b""
         if token_id in self._verbatim:
             return text.encode()
@@ -146,19 +158,24 @@ class Tokenizer:
                 "fits the model."
             ) from None
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """Hex SHA-256 over the whole definition: vocabulary, merges, pre-tokenizer, added tokens."""
-        model = self.definition["model"]
-        frame = {**self.definition, "model": {**model, "vocab": None, "merges": None}}
-        digest = hashlib.sha256(b"infinichat-tokenizer-1\0")
-        digest.update(json.dumps(frame, sort_keys=True).encode())
-        vocabulary = sorted(model["vocab"].items(), key=lambda item: item[1])
-        # Length-prefixed lists, so that no text can pass for the border between two others.
-        for texts in ([text for text, _ in vocabulary], [part for pair in _merges(model) for part in pair]):
-            digest.update(b"".join(b"%d:%b" % (len(raw), raw) for raw in map(str.encode, texts)))
-        digest.update(b",".join(b"%d" % token_id for _, token_id in vocabulary))
-        return digest.hexdigest()
+        return self._fingerprint
+
+    @property
+    def definition(self) -> Mapping[str, Any]:
+        """The parsed ``tokenizer.json`` that this was made from, put together anew."""
+        vocabulary = {**self._text.get_vocab(with_added_tokens=True), **self._aside}
+        merges = _merges(json.loads(self._text.to_str())["model"])
+        for place, pair in self._aside_merges:
+            merges.insert(place, pair)
+        model = {
+            **self._frame["model"],
+            "vocab": {text: token_id for text, token_id in vocabulary.items() if text not in self._own},
+            "merges": merges,
+        }
+        return {**self._frame, "model": model}
 
     def as_transformers(self) -> PreTrainedTokenizerFast:
         """The complete tokenizer, control tokens included, for transformers' ``generate`` and pipelines.
@@ -230,6 +247,29 @@ def _read_json(file: Path) -> dict[str, Any]:
     return value
 
 
+def _framed(definition: Mapping[str, Any]) -> dict[str, Any]:
+    """``definition`` without vocabulary and merges."""
+    return {**definition, "model": {**definition["model"], "vocab": None, "merges": None}}
+
+
+def _fingerprint(definition: Mapping[str, Any]) -> str:
+    model = definition["model"]
+    digest = hashlib.sha256(b"infinichat-tokenizer-1\0")
+    digest.update(json.dumps(_framed(definition), sort_keys=True).encode())
+    vocabulary = sorted(model["vocab"].items(), key=lambda item: item[1])
+    # Length-prefixed lists, so that no text can pass for the border between two others.
+    for texts in ([text for text, _ in vocabulary], [part for pair in _merges(model) for part in pair]):
+        digest.update(b"".join(b"%d:%b" % (len(raw), raw) for raw in map(str.encode, texts)))
+    digest.update(b",".join(b"%d" % token_id for _, token_id in vocabulary))
+    return digest.hexdigest()
+
+
+def _touches(pair: tuple[str, str], control: Container[str]) -> bool:
+    """Whether a merge is of a control token, or makes one."""
+    left, right = pair
+    return left in control or right in control or left + right in control
+
+
 def _text_only(
     definition: Mapping[str, Any], control: frozenset[str], added: frozenset[str]
 ) -> dict[str, Any]:
@@ -242,11 +282,7 @@ def _text_only(
         text: token_id for text, token_id in {**model["vocab"], **ids}.items() if text not in control
     }
     model["unk_token"] = None
-    model["merges"] = [
-        (left, right)
-        for left, right in _merges(model)
-        if left not in control and right not in control and left + right not in control
-    ]
+    model["merges"] = [pair for pair in _merges(model) if not _touches(pair, control)]
     kept = [
         {**token, "special": False}
         for token in definition.get("added_tokens") or ()

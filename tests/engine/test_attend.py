@@ -12,7 +12,7 @@ from torch import Tensor
 
 from infinichat.attention.window import blockwise_attention, causal_blocks
 from infinichat.engine.attend import NativeAttention, use_native_attention
-from infinichat.engine.native_library import native_library
+from infinichat.engine.library import native_library
 from infinichat.model.modeling_infini import InfiniAttention
 from tests.engine.conftest import MakeModel, some_ids
 

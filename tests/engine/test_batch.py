@@ -15,8 +15,8 @@ from infinichat.engine.batch import Batch, Request, generate_many
 from infinichat.engine.byte_tokenizer import ByteTokenizer
 from infinichat.engine.generate import InfiniEngine
 from infinichat.engine.kernels import ModuleStep, PlainStep
+from infinichat.engine.library import native_library
 from infinichat.engine.native import NativeStep
-from infinichat.engine.native_library import native_library
 from infinichat.engine.quantize import WeightFormat
 from infinichat.errors import ModelError, UsageError
 from infinichat.messages import SamplingOptions

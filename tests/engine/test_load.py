@@ -107,3 +107,44 @@ def test_the_settings_threads_are_not_measured(
 
     monkeypatch.setattr(placing, "measured_threads", lambda model, step: pytest.fail("measured"))
     assert loaded_engine(make_loaded(), tmp_path, threads=1).info.threads == 1
+
+
+def test_where_the_compiled_step_is_known_to_be_fast_nothing_is_packed_for_torch(
+    make_loaded: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from infinichat.engine import placing
+    from infinichat.engine.library import native_library
+
+    library = native_library(tmp_path)
+    if library is None:
+        pytest.skip("no C compiler on this machine")
+    made: list[str] = []
+
+    class Noted(placing.PlainStep):
+        def __init__(self, *arguments: object, **named: object) -> None:
+            made.append("plain")
+            super().__init__(*arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(placing, "PlainStep", Noted)
+    sizes = {"vocab_size": 288, "hidden_size": 64, "intermediate_size": 128}
+    for fast, packed in ((1, []), (0, ["plain"])):
+        made.clear()
+        monkeypatch.setattr(library, "infini_multiplies_in_fours", lambda fast=fast: fast, raising=False)
+        monkeypatch.setattr(placing, "native_library", lambda cache: library)
+        loaded_engine(make_loaded(**sizes), tmp_path / str(fast), threads=1)
+        assert made == packed
+
+
+def test_a_machine_without_torch_loaded_compiles_while_it_is_imported(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from infinichat.engine.library import begin_compiling, native_library; "
+        "from pathlib import Path; begin_compiling(Path(sys.argv[1])); native_library(Path(sys.argv[1])); "
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from torch import Tensor
 from infinichat.engine import compiler
 from infinichat.engine.compiler import compiled
 from infinichat.engine.kernels import ModuleStep, PlainStep
+from infinichat.engine.library import SOURCE, begin_compiling, native_library
 from infinichat.engine.native import NativeStep
-from infinichat.engine.native_library import SOURCE, native_library
 from infinichat.engine.quantize import GROUP, WeightFormat
 from infinichat.engine.tiles import ROWS, q4_tiles, q8_tiles
 from tests.engine.conftest import MakeEngine, MakeModel, some_ids
@@ -229,6 +230,41 @@ def test_a_library_is_compiled_once(
     monkeypatch.setattr(compiler, "_compile", lambda *_: pytest.fail("compiled again"))
     assert compiled(SOURCE, tmp_path) is not None
     assert list(tmp_path.iterdir()) == [made]
+
+
+def test_what_was_begun_is_waited_for_and_not_compiled_again(
+    tmp_path: Path, library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from infinichat.engine import library as compiling
+
+    threads = []
+    real = compiling.compiled
+
+    def noted(source: Path, folder: Path, *, beside: Any = ()) -> ctypes.CDLL | None:
+        threads.append(threading.current_thread().name)
+        return real(source, folder, beside=beside)
+
+    monkeypatch.setattr(compiling, "compiled", noted)
+    begin_compiling(tmp_path)
+    begin_compiling(tmp_path)
+    found = native_library(tmp_path)
+    assert found is not None
+    assert threads == ["compiling", threading.current_thread().name]
+    assert len(list((tmp_path / "native").glob("*.so"))) == 1
+
+
+def test_all_files_are_in_one_library_and_a_broken_one_leaves_nothing(tmp_path: Path) -> None:
+    ours, other, header = (tmp_path / name for name in ("ours.c", "other.c", "shared.h"))
+    header.write_text("int twice(int);")
+    ours.write_text('#include "shared.h"\nint four(void) { return twice(2); }')
+    other.write_text("int twice(int x) { return 2 * x; }")
+    found = compiled(ours, tmp_path / "cache", beside=(other, header))
+    if found is None:
+        pytest.skip("no C compiler on this machine")
+    assert found.four() == 4
+    other.write_text("int twice(int x) { return 2 * x")
+    assert compiled(ours, tmp_path / "empty", beside=(other, header)) is None
+    assert not list((tmp_path / "empty").iterdir())
 
 
 def test_without_a_compiler_or_with_a_broken_one_there_is_no_library(

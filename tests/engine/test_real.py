@@ -11,8 +11,8 @@ import torch
 from infinichat.config import EngineSettings, Settings
 from infinichat.engine.batch import Request, generate_many
 from infinichat.engine.generate import InfiniEngine
+from infinichat.engine.library import native_library
 from infinichat.engine.load import load_engine
-from infinichat.engine.native_library import native_library
 from infinichat.engine.quantize import smallest_lossless
 from infinichat.errors import ModelError
 from infinichat.messages import SamplingOptions

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from infinichat.engine import compiler
-from infinichat.engine.native_library import native_library
+from infinichat.engine.library import native_library
 from infinichat.engine.tiles import Tiles, q4_tiles, tiles_of_blocks
 from infinichat.model.blocks import Blocks
 from infinichat.model.gguf_file import Q4_0, Q4_1, Q8_0, SIZES

@@ -10,8 +10,8 @@ import torch
 
 from infinichat.engine.generate import InfiniEngine
 from infinichat.engine.kernels import PlainStep
+from infinichat.engine.library import native_library
 from infinichat.engine.native import NativeStep
-from infinichat.engine.native_library import native_library
 from infinichat.errors import UsageError
 from infinichat.evals import formats
 from infinichat.evals.bench import Bench

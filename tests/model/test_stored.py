@@ -12,8 +12,8 @@ from torch import nn
 from infinichat.config import EngineSettings, Settings
 from infinichat.engine.device import Plan
 from infinichat.engine.kernels import Step
+from infinichat.engine.library import native_library
 from infinichat.engine.load import load_engine
-from infinichat.engine.native_library import native_library
 from infinichat.engine.placing import placed
 from infinichat.engine.tiles import Tiles
 from infinichat.errors import ModelFileError

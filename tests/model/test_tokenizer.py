@@ -300,3 +300,24 @@ def test_smollm2_never_yields_a_control_token_for_its_own_names(base_weights: Pa
         for text in (name, f" {name}", f"x{name}x", f"\n{name}\n"):
             assert not control & set(tokenizer.encode(text))
             assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_the_definition_is_put_together_again_with_what_texts_must_not_become() -> None:
+    definition = byte_tokenizer_json()
+    definition["model"]["vocab"]["</s>"] = len(TOKENS)
+    definition["model"]["vocab"]["</"] = len(TOKENS) + 1
+    definition["model"]["vocab"]["s>"] = len(TOKENS) + 2
+    definition["model"]["merges"][1:1] = ["< /", "</ s>"]
+    definition["model"]["merges"] += ["s >"]
+    tokenizer = Tokenizer(definition, SpecialTokens(eos="</s>"))
+    again = tokenizer.definition
+    pairs = [
+        tuple(merge.split(" ")) if isinstance(merge, str) else merge
+        for merge in definition["model"]["merges"]
+    ]
+    assert again["model"]["vocab"] == definition["model"]["vocab"]
+    assert [tuple(pair) for pair in again["model"]["merges"]] == pairs
+    assert Tokenizer(again, SpecialTokens(eos="</s>")).fingerprint == tokenizer.fingerprint
+    assert tokenizer.token_bytes(len(TOKENS) + 1) == b"</"
+    assert tokenizer.token_bytes(len(TOKENS)) == b""
+    assert tokenizer.token_bytes(len(TOKENS) + 3) == tokenizer.token_bytes(-1) == b""
