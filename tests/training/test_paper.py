@@ -20,7 +20,7 @@ from infinichat.cli.main import main
 from infinichat.errors import UsageError
 from infinichat.model.modeling_infini import InfiniForCausalLM
 from infinichat.training.blocks import Share
-from infinichat.training.lm_model import Learning, byte_tokenizer
+from infinichat.training.lm_model import Learning, byte_tokenizer, groups_of
 from infinichat.training.lm_run import Processes, RunOptions
 from infinichat.training.paper import one_model
 from infinichat.training.paper.books import ShuffledBlocks, tokenizer_for, training_ids
@@ -107,6 +107,13 @@ def test_all_models_have_as_many_parameters() -> None:
     assert [found[kind][1] for kind in ("local", "xl", "full")] == [0, 0, 0]
     with pytest.raises(UsageError, match="more than all MLPs"):
         make("bank", replace(SIZES, inner=8), 300)
+
+
+def test_what_opens_a_memory_has_a_rate_of_its_own() -> None:
+    model, learning = make("bank", SIZES, 300), Learning(rate=0.5, gate_rate=0.25)
+    fast = {id(p) for group in groups_of(model, learning) if group["lr"] == 0.25 for p in group["params"]}
+    named = {name.rsplit(".", 1)[1] for name, p in model.named_parameters() if id(p) in fast}
+    assert named == {"alpha", "beta", "matrix_gain"}
 
 
 def test_what_a_stream_keeps_is_counted() -> None:

@@ -52,7 +52,7 @@ class Sizes:
     inner: int = 344
     segment: int = 64
     full: int = 1024
-    slots: int = 256
+    slots: int = 512
     key: int = 16
     fade: int = 16
     gate: float = 0.0
@@ -104,6 +104,8 @@ def _config(kind: Kind, sizes: Sizes, vocabulary: int, inner: int) -> InfiniConf
         intermediate_size=inner,
         num_hidden_layers=sizes.layers,
         num_attention_heads=sizes.heads,
+        # As torch starts a linear layer; 0.02 is for models ten times as wide.
+        initializer_range=(3 * sizes.hidden) ** -0.5,
         window=2 * segment if kind == "xl" else segment,
         segment=segment,
         sinks=0,
