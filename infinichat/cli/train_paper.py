@@ -1,19 +1,19 @@
 """``infinichat train paper``: its options, and the tables that are printed.
 
-The defaults are a comparison that one core makes in about 70 minutes. The paper's own size (12 layers, 8 heads
-of 128, segments of 2,048 in inputs of 32,768; arXiv 2404.07143, sec. 3.1) on PG-19, where ``--inner 2731``
-gives gated MLPs the parameters of the paper's 4,096 channels:
+The defaults are a comparison that one core makes in about 70 minutes. The paper's own size (12 layers, 8
+heads of 128, segments of 2,048 in inputs of 32,768; arXiv 2404.07143, sec. 3.1) on PG-19, where ``--inner
+2731`` gives gated MLPs the parameters of the paper's 4,096 channels, would be:
 
     infinichat train prepare pg19 data/pg19
     accelerate launch --num_processes 8 -m infinichat train paper --dataset_name data/pg19 --output_dir out
         --layers 12 --hidden 1024 --heads 8 --inner 2731 --vocab_size 32000
         --segment_length 2048 --block_size 32768 --full_length 4096 --truncate_segments 0
         --per_device_train_batch_size 8 --max_train_steps 30000 --num_warmup_steps 1000
-        --lr_scheduler_type cosine --mixed_precision bf16 --bank_slots 1024 --bank_key 64 --bank_fade 256
+        --learning_rate 3e-4 --mixed_precision bf16 --bank_slots 1024 --bank_key 64 --bank_fade 256
         --eval_books 50 --passkey_steps 400 --passkey_min_tokens 5120 --passkey_tokens 5120
         --passkey_lengths 32K,128K,256K,512K,1M
 
-It trains with Adafactor at 0.01; here it is AdamW, so ``--learning_rate`` is another one.
+The paper trains with Adafactor at 0.01; here it is AdamW, so the rate is another one.
 """
 
 from __future__ import annotations
