@@ -47,7 +47,7 @@ def add_model(parser: argparse.ArgumentParser, *, again: bool = False) -> None:
     )
 
 
-def add_json(parser: argparse.ArgumentParser, what: str = "one JSON document instead of text") -> None:
+def add_json(parser: argparse._ActionsContainer, what: str = "one JSON document instead of text") -> None:
     parser.add_argument("--json", action="store_true", help=what)
 
 

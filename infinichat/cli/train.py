@@ -1,6 +1,7 @@
 """``infinichat train``: teach a model. What each verb does is in ``infinichat.training``.
 
-``train memory`` is here; ``lm``, ``passkey`` and ``prepare`` are in ``train_lm.py``.
+``train memory`` is here; ``lm``, ``passkey`` and ``prepare`` are in ``train_lm.py``, ``paper`` in
+``train_paper.py``.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from infinichat.cli import train_lm
+from infinichat.cli import train_lm, train_paper
 from infinichat.cli.context import Context
 from infinichat.cli.pages import keep_pages
 from infinichat.cli.parser import add_model, whole
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     memory.set_defaults(verb=train_memory_verb)
     add_memory_arguments(memory)
     train_lm.add_verbs(verbs)
+    train_paper.add_verb(verbs)
 
 
 def run(args: argparse.Namespace, context: Context) -> int:

@@ -162,7 +162,7 @@ def depths(seed: int) -> Route:
 
 def repeated(seed: int) -> Route:
     """The paper's passkey, word for word, in the paper's filler."""
-    groups = tuple(_passkey("repeated", depth, 10, (4 * K, 32 * K)) for depth in DEPTHS)
+    groups = tuple(_passkey("repeated", depth, 10, (4 * K, 32 * K, 128 * K)) for depth in DEPTHS)
     return Route(
         f"repeated-{seed}",
         seed,

@@ -24,6 +24,7 @@ k what it answers. With alpha, w, u and B at zero, the untrained start, nothing 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -161,12 +162,10 @@ class BankMemory(ResidualMemory):
         keys = self.marked(seen, writes)
         state.strength.append(seen.strength)
         state.memory_k.append(keys)
-        # Nothing changes between two writes, so that is where the tokens are cut.
         start = 0
         parts: list[tuple[Tensor, Carried]] = []
-        for place in writes:
-            upto, new = slice(start, place + 1), slice(place, place + 1)
-            parts.append(self._read_part(seen.projected, x, ids, state, upto, real))
+        for stop, new in self._cuts(writes, x.shape[1]):
+            parts.append(self._read_part(seen.projected, x, ids, state, slice(start, stop), real))
             self.write(
                 state,
                 keys[:, new],
@@ -175,7 +174,7 @@ class BankMemory(ResidualMemory):
                 strength=seen.strength[:, new],
                 joined=seen.joined[:, new],
             )
-            start = place + 1
+            start = stop
         if start < x.shape[1]:
             parts.append(self._read_part(seen.projected, x, ids, state, slice(start, None), real))
         added = parts[0][0] if len(parts) == 1 else torch.cat([part for part, _ in parts], dim=1)
@@ -190,6 +189,12 @@ class BankMemory(ResidualMemory):
             both = [self._project(written, by) for by in (self.fade, self.novelty[None])]
             marks[:, writes] = torch.cat(both, dim=-1)
         return torch.cat((seen.keys, marks), dim=-1)
+
+    def _cuts(self, writes: list[int], length: int) -> Iterable[tuple[int, slice | list[int]]]:
+        """Where ``length`` tokens are cut, when those at the places ``writes`` show a token to be written:
+        up to where is read, and which are written then."""
+        # Nothing changes between two writes.
+        return ((place + 1, slice(place, place + 1)) for place in writes)
 
     def looked_back(
         self, x: Tensor, tokens: Tensor, ids: Tensor, state: LayerState, real: Tensor | None

@@ -54,8 +54,8 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Learning:
-    """What learns and how fast. ``gate_rate`` is for the paper's gates, which at a model's usual rate hardly
-    move; neither they, nor other memory parameters, nor vectors decay."""
+    """What learns and how fast. ``gate_rate`` is for the memories' gates, which at a model's usual rate
+    hardly move; neither they, nor other memory parameters, nor vectors decay."""
 
     learns: Learns = "all"
     rate: float = 5e-5
@@ -165,9 +165,12 @@ def learners(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+GATES = (".beta", ".alpha", ".matrix_gain")
+
+
 def is_gate(name: str) -> bool:
-    """Whether a parameter is a memory's gate, also inside PEFT's copy of it."""
-    return MEMORY in name and name.endswith(".beta")
+    """Whether a parameter says how much of a memory's read is taken, also inside PEFT's copy of it."""
+    return MEMORY in name and name.endswith(GATES)
 
 
 def write_model(started: Started, folder: Path, *, extra: dict[str, str], writes: bool = True) -> Path:
