@@ -107,7 +107,9 @@ class KeysStage:
         """Places where nothing must be found: after a value, and before it comes."""
         places: list[int] = []
         for a in episode.asked:
-            places += [a.value + a.count - 1, rng.randrange(a.answer, a.value) - 1]
+            places.append(a.value + a.count - 1)
+            if a.answer < a.value:
+                places.append(rng.randrange(a.answer, a.value) - 1)
         return places
 
 

@@ -356,12 +356,13 @@ def test_pages_tell_and_ask_outside_of_any_conversation(text: Path) -> None:
         assert tokenizer.decode(stream.ids[: a.answer]).endswith((" is", ":", " is ", ": "))
 
 
-def test_recall_learns_to_go_on_with_a_page(model: InfiniForCausalLM, text: Path, tmp_path: Path) -> None:
+def test_recall_and_keys_learn_from_pages(model: InfiniForCausalLM, text: Path, tmp_path: Path) -> None:
     """Where nothing but pages is there, their values are what is answered, out of what other pages told."""
     maker = StreamMaker(FactMaker("train"), Filler(text), offsets_of(ByteTokenizer()), random.Random(2))
     file = tmp_path / "page-00000.safetensors"
     write_shard(file, draw_pages(maker, 9000), maker.facts, lower(model, LAYER))
     pool = Pool([read_shard(file)], model, LAYER)
+    assert bool(KeysStage(memory_of(model), pool).loss(random.Random(0))[0].isfinite())
     stage = RecallStage(memory_of(model), pool, model, layer=LAYER, longest=4000)
     row = stage._whole(random.Random(0))
     assert row is not None
