@@ -13,7 +13,7 @@ from pathlib import Path
 from infinichat.engine.compiler import compiled
 
 SOURCE = Path(__file__).with_name("step.c")
-BESIDE = tuple(SOURCE.with_name(name) for name in ("tiles.c", "attend.c", "tiles.h"))
+BESIDE = tuple(SOURCE.with_name(name) for name in ("tiles.c", "attend.c", "many.c", "tiles.h"))
 
 _begun: dict[Path, threading.Thread] = {}
 
@@ -50,6 +50,7 @@ def _describe(library: ctypes.CDLL) -> None:
     library.infini_attend.argtypes = (*(pointer,) * 4, long, *sizes, ctypes.c_float, whole)
     for function in (library.infini_pack, library.infini_unpack, library.infini_rows):
         function.restype = None
+    library.infini_multiply_many.argtypes = (*(long,) * 3, *(pointer,) * 3, whole)
     places = (pointer, pointer, whole, whole, *(pointer,) * 3)
     library.infini_run.argtypes = (pointer, whole, whole, *places, ctypes.c_float)
     library.infini_norm.argtypes = library.infini_head.argtypes = (pointer,) * 3
