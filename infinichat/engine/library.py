@@ -13,7 +13,7 @@ from pathlib import Path
 from infinichat.engine.compiler import compiled
 
 SOURCE = Path(__file__).with_name("step.c")
-BESIDE = tuple(SOURCE.with_name(name) for name in ("tiles.c", "attend.c", "tiles.h", "products.h"))
+BESIDE = tuple(SOURCE.with_name(name) for name in ("tiles.c", "attend.c", "many.c", "tiles.h", "products.h"))
 
 _begun: dict[Path, threading.Thread] = {}
 
@@ -47,6 +47,7 @@ def _describe(library: ctypes.CDLL) -> None:
     library.infini_unpack.argtypes = (whole, long, long, pointer, pointer, whole)
     library.infini_rows.argtypes = (whole, long, long, *(pointer,) * 3, whole)
     library.infini_attend.argtypes = (*(pointer,) * 4, long, *(whole,) * 4, number, whole)
+    library.infini_multiply_many.argtypes = (*(long,) * 3, *(pointer,) * 3, whole)
     library.infini_run.argtypes = (pointer, pointer, whole, whole, pointer, whole, whole)
     library.infini_norm.argtypes = (pointer, pointer, whole, pointer)
     library.infini_head.argtypes = (pointer, pointer, pointer, whole, pointer)

@@ -25,6 +25,9 @@ ROWS = 16
 Q4, Q8 = 1, 2
 """``tiles.h``'s numbers of the two kinds."""
 
+FEWEST = 16
+"""Tokens for which products in whole numbers are worth starting."""
+
 BYTES = {Q4: 320, Q8: 544}
 """Of one tile."""
 
@@ -74,6 +77,21 @@ class Tiles:
             int(out.dtype == torch.bfloat16),
         )
         return out.to(dtype)
+
+    def times(self, x: Tensor) -> Tensor | None:
+        """``stored.Multiplies``, for 4-bit tiles and bfloat16 on processors that can (``many.c``)."""
+        rows, columns = self.shape
+        count = x.numel() // columns
+        fits = self.kind == Q4 and x.dtype == torch.bfloat16 and x.is_contiguous()
+        fits = fits and count >= FEWEST and not torch.is_grad_enabled()
+        if not fits or not self.library.infini_can_multiply_many():
+            return None
+        out = torch.empty(*x.shape[:-1], rows, dtype=x.dtype)
+        places = (self.data.data_ptr(), x.data_ptr(), out.data_ptr())
+        failed = self.library.infini_multiply_many(
+            rows // ROWS, columns // GROUP, count, *places, torch.get_num_threads()
+        )
+        return None if failed else out
 
     def cut(self, first: int, count: int) -> Tiles:
         """``count`` rows from ``first`` on, on the same memory."""

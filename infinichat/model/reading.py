@@ -13,6 +13,9 @@ of a reading with all layers in what has come through stacked windows from furth
 reaches window * (layers above the memory) tokens back, and all but the nearest of that is faint. The memory,
 the layers below and the sinks are exact however long the text is.
 
+Where the engine's weights can do so, these layers multiply with inputs rounded to 8 bits
+(``stored.rounded_inputs``): nobody asks them for a prediction. A message is never read like that.
+
 What is kept depends on the position alone: a text that is stopped anywhere, saved, and read on gives the same
 state as one that never was.
 """
@@ -34,6 +37,7 @@ from infinichat.model.modeling_infini import InfiniModel
 from infinichat.model.pending import Pending, first_above, pending_tensors
 from infinichat.model.segments import advance, drop_left, keep_sinks, plan_segment, turn_sinks
 from infinichat.model.slots import Slots
+from infinichat.model.stored import rounded_inputs
 
 KEPT_WINDOWS = 2
 """Windows of inputs that are kept for the layers above: one that they have in the end, and the one before it,
@@ -56,8 +60,9 @@ def read_piece(model: InfiniModel, cache: InfiniCache, ids: Tensor) -> None:
     model.evict(cache)
     h = model.embed_tokens(ids)
     plan = plan_segment(cache, None, ids, h, rotations=model._rotations(cache.device))
-    for layer, state in zip(model.layers[:first], cache.live, strict=True):
-        h = layer(h, plan, state)
+    with rounded_inputs():
+        for layer, state in zip(model.layers[:first], cache.live, strict=True):
+            h = layer(h, plan, state)
     advance(cache, ids, plan)
     _keep(cache, h, plan.carried)
 

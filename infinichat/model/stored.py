@@ -8,7 +8,9 @@ model from one kind to the other.
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -47,6 +49,28 @@ class WritesInto(Protocol):
         ...
 
 
+class Multiplies(Protocol):
+    """A ``Store`` that many tokens can be multiplied with directly."""
+
+    def times(self, x: Tensor) -> Tensor | None:
+        """x W^T for x [..., columns], with x rounded to 8 bits in groups of 32; None where it cannot."""
+        ...
+
+
+@contextlib.contextmanager
+def rounded_inputs() -> Iterator[None]:
+    """Within this, in this thread, linear layers may round what comes in to 8 bits (``Multiplies``): for
+    tokens whose successors nobody predicts. Predicting from rounded inputs costs 0.3 % of perplexity (6,144
+    tokens of a novel); ordinary predictions after a text that was read so cost nothing that could be measured
+    (512 tokens after 2,304, twelve times: a factor of 0.9998, within 0.0016)."""
+    before = getattr(_scratch, "rounding", False)
+    _scratch.rounding = True
+    try:
+        yield
+    finally:
+        _scratch.rounding = before
+
+
 class StoredLinear(nn.Module):
     """y = x W^T + bias; ``dtype`` is that of ``weight``, a product has the type of its x."""
 
@@ -61,6 +85,10 @@ class StoredLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = self.store.shape[0]
+        if self.bias is None and getattr(_scratch, "rounding", False) and hasattr(self.store, "times"):
+            product: Tensor | None = self.store.times(x)
+            if product is not None:
+                return product
         parts = []
         for first in range(0, rows, ROWS_AT_ONCE):
             count = min(ROWS_AT_ONCE, rows - first)

@@ -41,7 +41,7 @@ def test_pages_of_code_are_let_go_and_come_back_when_used() -> None:
 def test_only_what_nobody_has_written_to_is_let_go() -> None:
     from infinichat.engine import heap
 
-    for start, size, resident in heap._clean_code():
+    for start, size, resident, _ in heap._clean_code():
         assert start % 4096 == size % 4096 == 0
         assert 0 < resident <= size
     with open("/proc/self/maps", encoding="ascii") as file:
@@ -49,6 +49,35 @@ def test_only_what_nobody_has_written_to_is_let_go() -> None:
     for start, *_ in heap._clean_code():
         assert "w" not in by_start[start][1]
         assert ".so" in by_start[start][5]
+
+
+READ = """
+import torch
+from infinichat.engine.heap import give_back_memory, give_back_start
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return 4096 * int(file.read().split()[2])  # of files
+
+give_back_memory()
+start = resident()
+give_back_start()
+given_back = resident()
+x = torch.randn(64, 64)
+torch.linalg.svd(x), torch.softmax(x, 0).sort(), torch.nn.functional.silu(x).bfloat16() @ x.bfloat16()
+used = resident()
+give_back_memory()
+print(start, given_back, used, resident())
+"""
+
+
+@LINUX
+def test_the_code_that_reading_used_goes_back_after_it_but_not_before_starting_has_ended() -> None:
+    done = subprocess.run([sys.executable, "-c", READ], capture_output=True, text=True, check=True)
+    start, given_back, used, after = (float(word) for word in done.stdout.split())
+    assert start > 2 * given_back
+    assert used > given_back + 4e6
+    assert after < used - 3e6
 
 
 def test_read_sources_are_forgotten() -> None:
