@@ -1,6 +1,6 @@
 """What can be chosen about the comparison, and what of it decides what a model becomes.
 
-The defaults take one core about 70 minutes for all six models; the command's help has those of the paper.
+The defaults take one core about 45 minutes for all six models; the command's help has those of the paper.
 """
 
 from __future__ import annotations
