@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
+import os
 import re
 import sys
 import tempfile
@@ -34,7 +35,7 @@ from infinichat.ui.catalog import RegistryCatalog
 from infinichat.ui.widgets.entry import Note
 
 BEFORE = ("My dog is called Biscuit.", "My locker code is 48213.")
-AFTER = ("What is my locker code?", "And what is my dog called?", "What is my cat called?")
+AFTER = ("What is my locker code?", "And what is my dog called?", "Who is my dentist?")
 EVERY_S, LONG_S = 0.15, 5.0
 """Between two pictures: of what is shown as fast as it was, and of what takes minutes."""
 HELD_S = 2.5
@@ -118,13 +119,14 @@ def main() -> int:
     film = Film([])
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        book = args.book or home / "python-reference.txt"
+        book = args.book.resolve() if args.book else home / "python-reference.txt"
         if args.book is None:
             book.write_text("\n\n".join(topics.values()), encoding="utf-8")
+        os.chdir(book.parent)  # so that its name alone is typed
         told = [(text, EVERY_S) for text in BEFORE]
         asked = [(text, EVERY_S) for text in AFTER]
         try:
-            for lines in ([*told, (f"/read {book}", LONG_S)], asked):
+            for lines in ([*told, (f"/read {book.name}", LONG_S)], asked):
                 _run(home, settings, args.model or settings.model, film, (columns, rows), lines)
         except RuntimeError as error:
             print(f"no recording: {error}", file=sys.stderr)
