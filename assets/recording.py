@@ -35,7 +35,7 @@ from infinichat.ui.catalog import RegistryCatalog
 from infinichat.ui.widgets.entry import Note
 
 BEFORE = ("My dog is called Biscuit.", "My locker code is 48213.")
-AFTER = ("What is my locker code?", "And what is my dog called?", "Who is my dentist?")
+AFTER = ("What is my locker code?", "And what is my dog called?")
 EVERY_S, LONG_S = 0.15, 5.0
 """Between two pictures: of what is shown as fast as it was, and of what takes minutes."""
 HELD_S = 2.5
