@@ -83,9 +83,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     steps = parser.add_argument_group("training")
     steps.add_argument("--block_size", type=count, default=1024, metavar="N", help="tokens of a row (1024)")
     steps.add_argument("--per_device_train_batch_size", type=count, default=2, metavar="N", help="rows (2)")
-    steps.add_argument(
-        "--max_train_steps", type=count, default=600, metavar="N", help="of each model (600)"
-    )
+    steps.add_argument("--max_train_steps", type=count, default=600, metavar="N", help="of each model (600)")
     steps.add_argument(
         "--truncate_segments",
         type=whole(0),
