@@ -60,9 +60,7 @@ class Multiplies(Protocol):
 @contextlib.contextmanager
 def rounded_inputs() -> Iterator[None]:
     """Within this, in this thread, linear layers may round what comes in to 8 bits (``Multiplies``): for
-    tokens whose successors nobody predicts. Predicting from rounded inputs costs 0.3 % of perplexity (6,144
-    tokens of a novel); ordinary predictions after a text that was read so cost nothing that could be measured
-    (512 tokens after 2,304, twelve times: a factor of 0.9998, within 0.0016)."""
+    tokens whose successors nobody predicts. A prediction from rounded inputs is a little worse."""
     before = getattr(_scratch, "rounding", False)
     _scratch.rounding = True
     try:
