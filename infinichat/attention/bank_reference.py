@@ -64,6 +64,17 @@ class BankParameters:
     say_final: Tensor
     say_out: Tensor
     say: Tensor
+    topics: TopicParameters | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TopicParameters:
+    """The parameters of the topic heads under the names that the model gives them."""
+
+    by_state: Tensor
+    by_token: Tensor
+    bias: Tensor
+    fading: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +123,8 @@ def bank_layer(
 
     def projection(t: int, by: Tensor = p.context) -> Tensor:
         seen = [back(x, t, j) for j in range(4)] + [back(words, t, j) for j in range(6)]
+        if p.topics is not None and by is p.context and t >= 0:
+            seen += _topics(x, words, t, p.topics)
         return by @ torch.cat(seen) if t >= 0 else torch.zeros_like(by[:, 0])
 
     def key(t: int) -> Tensor:
@@ -155,6 +168,21 @@ def bank_layer(
         last = bool(b > 0)
     added, opened, found, wish = (torch.stack(column) for column in zip(*rows, strict=True))
     return Banked(added, opened, found, wish, bank, M)
+
+
+def _topics(x: Tensor, words: Tensor, t: int, p: TopicParameters) -> list[Tensor]:
+    """For each head the mean of the last 32 words up to token t by how much they stand out, and beside them
+    a 1 for nothing that does."""
+    found = []
+    for head in range(len(p.bias)):
+        weight, whole = torch.ones_like(p.bias[0]), torch.zeros_like(words[0])
+        for s in range(max(0, t - 31), t + 1):
+            before = x[s - 1] if s else torch.zeros_like(x[0])
+            score = p.by_state[head] @ torch.cat((x[s], before)) + p.by_token[head] @ words[s] + p.bias[head]
+            share = (score.clamp(max=12.0) + p.fading[head, t - s]).exp()
+            weight, whole = weight + share, whole + share * words[s]
+        found.append(whole / weight)
+    return found
 
 
 def cut(logit: Tensor) -> Tensor:

@@ -57,17 +57,23 @@ def ragged_taps(x: Tensor, tail: Tensor, real: Tensor, first: int, count: int) -
     padding stands. ``real`` [B, T] is True at tokens. Returns the taps (at padding: anything finite) and the
     next tail."""
     joined = torch.cat((tail, x), dim=1)
-    kept = torch.cat((torch.ones_like(real[:, :1]).expand(-1, tail.shape[1]), real), dim=1)
-    order = torch.argsort(kept.to(torch.int8), dim=1, descending=True, stable=True)
-    packed = _pick(joined, order)  # each row's tokens in order, then its padding
-    rank = kept.cumsum(dim=1)[:, tail.shape[1] :] - 1  # place of each token in its packed row
-    around = [_pick(packed, (rank - j).clamp(min=0)) for j in range(first, first + count)]
-    last = kept.sum(dim=1, keepdim=True)
-    ending = _pick(packed, last + torch.arange(-tail.shape[1], 0, device=x.device))
+    order, rank, ends = packing(real, tail.shape[1])
+    packed = picked(joined, order)
+    around = [picked(packed, (rank - j).clamp(min=0)) for j in range(first, first + count)]
+    ending = picked(packed, ends + torch.arange(-tail.shape[1], 0, device=x.device))
     return torch.cat(around, dim=-1), ending
 
 
-def _pick(x: Tensor, index: Tensor) -> Tensor:
+def packing(real: Tensor, before: int) -> tuple[Tensor, Tensor, Tensor]:
+    """How rows of ``before`` earlier tokens and T that are ``real`` [B, T] or padding are put in order: the
+    places [B, before + T] of each row's tokens, then of its padding; the new place [B, T] of each of the T;
+    how many tokens a row has [B, 1]."""
+    kept = torch.cat((torch.ones_like(real[:, :1]).expand(-1, before), real), dim=1)
+    order = torch.argsort(kept.to(torch.int8), dim=1, descending=True, stable=True)
+    return order, kept.cumsum(dim=1)[:, before:] - 1, kept.sum(dim=1, keepdim=True)
+
+
+def picked(x: Tensor, index: Tensor) -> Tensor:
     """Rows of x [B, N, C] at index [B, n]: [B, n, C]."""
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 

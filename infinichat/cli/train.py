@@ -68,6 +68,13 @@ def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the changes to attention above the memory; 0: none (8)",
     )
     parser.add_argument(
+        "--topics",
+        type=whole(0),
+        default=4,
+        metavar="N",
+        help="heads that look for whose and what, where the checkpoint has none; 0: none (4)",
+    )
+    parser.add_argument(
         "--keep",
         action="store_true",
         help="start from the checkpoint's trained memory, not from an untrained one",
@@ -96,6 +103,7 @@ def train_memory_verb(args: argparse.Namespace, context: Context) -> int:
         seed=args.seed,
         general=args.general,
         rank=args.rank,
+        topics=args.topics,
         fresh=not args.keep,
     )
 

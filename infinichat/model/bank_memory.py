@@ -4,14 +4,15 @@ One projection makes keys and queries: what position t asks for is what the toke
 telling and asking meet wherever the words before the value are alike::
 
     f_t   = x_t .. x_{t-3}, e_t .. e_{t-5}     the layer's normed inputs and the token embeddings (unit rms)
-    q_t   = headwise_unit(W f_t),   k_t = q_{t-1},   m_t = unit(W' f_{t-1}),   n'_t = n' + w' f_{t-1}
+    q_t   = headwise_unit(W [f_t, o_t]),   k_t = q_{t-1},   m_t = unit(W' f_{t-1}),   n'_t = n' + w' f_{t-1}
     a_t   = w y_t + c + o silu(G y_t + g),   y_t = x_t .. x_{t-3}
     b_t   = hard_gate(max(a_t, min(a_t + 5, a_{t+1})))                exactly 0 for almost every token
     v, n, e = bank read, its null weight, how much of that is a value that has ended;  m = matrix read
     h_t  += g_t (alpha W_om (v + n mu m) + (1 - n) w + e w' + u + B z_t),   z_t = silu(A [x_t, 1 - n, e] + a)
 
 and [x_t, 1 - n, e, z_t] decides what is carried on to the layers above (``adapters``).
-(``infinichat.attention.bank`` and ``.memory``.) A token is written as soon as the one after it has been
+(``infinichat.attention.bank`` and ``.memory``; o_t are the topic heads of ``.topics``, where there are some.)
+A token is written as soon as the one after it has been
 read, and if that one is to be written, nearly is enough: of "The pass key is 59306" the blank before the
 digits is a token of its own, after which anything might have come, and without it the value is not found. A
 token does not wait until it leaves the window: a small model finds little even in its window. Of 24 things
@@ -38,6 +39,7 @@ from infinichat.model.adapters import Adapters, Carried, cut
 from infinichat.model.configuration_infini import InfiniConfig
 from infinichat.model.layer_state import TOKEN_TAPS, LayerState
 from infinichat.model.memories import ResidualMemory
+from infinichat.model.topics import Topics
 
 STATE_TAPS = 4
 """Inputs of the layer that make a context, the present one included."""
@@ -69,7 +71,8 @@ class LookedBack:
 
 
 class BankMemory(ResidualMemory):
-    """With C = hidden size, H heads, Dk key width, K = H Dk: ``context`` [K, 10 C], ``fade`` [F, 10 C],
+    """With C = hidden size, H heads, Dk key width, K = H Dk, N topic heads: ``context`` [K, (10 + N) C],
+    ``topics`` (None without any; ``model.topics``), ``fade`` [F, 10 C],
     ``head_weight`` [H], the scalars of ``BankRule`` (``beta`` as a logarithm; ``erase`` [3]: ``alike`` and
     ``force`` as logarithms, ``new`` between them), ``novelty`` [10 C], the write gate ``gate_taps`` [n, C],
     ``gate_bias``, ``gate_in`` [32, n C], ``gate_in_bias`` and ``gate_out`` [32], ``matrix_gain`` and
@@ -89,7 +92,9 @@ class BankMemory(ResidualMemory):
             return nn.Parameter(torch.empty(shape))
 
         self.width, around = heads * config.memory_key_dim, (STATE_TAPS + TOKEN_TAPS + 1) * hidden
-        self.context, self.fade = parameter(self.width, around), parameter(config.memory_fade_dim, around)
+        self.topics = Topics(hidden, config.memory_topics) if config.memory_topics else None
+        self.context = parameter(self.width, around + config.memory_topics * hidden)
+        self.fade = parameter(config.memory_fade_dim, around)
         self.head_weight = parameter(heads)
         self.beta, self.null, self.recency, self.erase = parameter(), parameter(), parameter(), parameter(3)
         self.novelty = parameter(around)
@@ -129,8 +134,9 @@ class BankMemory(ResidualMemory):
         self.erase.copy_(torch.tensor([3.5, 0.85, 1.1]))
         for square in (self.out, self.say_out):
             square.copy_(torch.eye(square.shape[0]))
-        if self.adapters is not None:
-            self.adapters.reset_parameters()
+        for part in (self.topics, self.adapters):
+            if part is not None:
+                part.reset_parameters()
 
     def write_logits(self, around: Tensor) -> Tensor:
         inner = F.silu(F.linear(around, self.gate_in.to(around.dtype), self.gate_in_bias.to(around.dtype)))
@@ -212,9 +218,10 @@ class BankMemory(ResidualMemory):
         numbered = (ids + 1)[..., None]
         if real is None:
             states = taps(x, state.tail, 0, STATE_TAPS)
-            around = torch.cat((states, taps(tokens, state.tail_tokens, 0, TOKEN_TAPS + 1)), dim=-1)
+            words = taps(tokens, state.tail_tokens, 0, TOKEN_TAPS + 1)
+            around, asked = self._seen(states, words, state, real)
             last, number = taps(tokens, state.tail_tokens, 1, 1), taps(numbered, state.tail_ids, 1, 1)
-            projected = self._project(around, self.context)
+            projected = self._project(asked, self.context)
             keys, before = taps(projected, state.tail_key, 2, 1), taps(around, state.tail_around, 2, 1)
             state.tail, state.tail_tokens = ending(state.tail, x), ending(state.tail_tokens, tokens)
             state.tail_ids = ending(state.tail_ids, numbered)
@@ -226,8 +233,8 @@ class BankMemory(ResidualMemory):
             last = ragged_taps(tokens, state.tail_tokens, real, 1, 1)[0]
             number, state.tail_ids = ragged_taps(numbered, state.tail_ids, real, 1, 1)
             state.tail, state.tail_tokens = tail, tail_tokens
-            around = torch.cat((states, words), dim=-1)
-            projected = self._project(around, self.context)
+            around, asked = self._seen(states, words, state, real)
+            projected = self._project(asked, self.context)
             keys, state.tail_key = ragged_taps(projected, state.tail_key, real, 2, 1)
             before, state.tail_around = ragged_taps(around, state.tail_around, real, 2, 1)
         gate = self.write_logits(states[..., : self.gate_taps.numel()])[..., None]
@@ -246,6 +253,18 @@ class BankMemory(ResidualMemory):
         older = (number[..., 0] - 1).clamp(min=0)
         joined = earlier[..., 0] > 0
         return LookedBack(projected, keys, before, last, older, strength[..., 0], joined)
+
+    def _seen(
+        self, states: Tensor, words: Tensor, state: LayerState, real: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """f [B, T, 10 C] of the last states and words, and the same with what the topic heads find, which
+        keys are made of; the heads' part of ``state`` moves on."""
+        around = torch.cat((states, words), dim=-1)
+        if self.topics is None:
+            return around, around
+        hidden = words.shape[-1] // (TOKEN_TAPS + 1)
+        found = self.topics(states[..., : 2 * hidden], words[..., :hidden], state, real)
+        return around, torch.cat((around, found), dim=-1)
 
     def _read_part(
         self,

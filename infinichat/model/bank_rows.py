@@ -59,7 +59,7 @@ def _together(
     x, tokens = wide(x), memory.unit_rms(embeddings)
     tails = _tails(states)
     seen = memory.looked_back(x, tokens, ids, tails, None)
-    for name in TAILS:
+    for name in _kept_tails(tails):
         for state, tail in zip(states, getattr(tails, name).split(1), strict=True):
             setattr(state, name, tail)
     found, something = [], x.new_zeros(len(states), 1, 1)
@@ -80,9 +80,13 @@ def _together(
 def _tails(states: Sequence[LayerState]) -> LayerState:
     """A state whose tails are those of all ``states`` below each other; nothing else in it is of use."""
     tails = copy.copy(states[0])
-    for name in TAILS:
+    for name in _kept_tails(tails):
         setattr(tails, name, torch.cat([getattr(state, name) for state in states]))
     return tails
+
+
+def _kept_tails(state: LayerState) -> list[str]:
+    return [name for name in TAILS if getattr(state, name) is not None]
 
 
 def _write(memory: BankMemory, state: LayerState, seen: LookedBack, row: int) -> None:

@@ -54,6 +54,7 @@ STATE_FIELDS = (
     "memory_order",
     "memory_slots",
     "memory_fade_dim",
+    "memory_topics",
     "infini_rope",
 )
 """What decides the form of a state: models that differ in one of these cannot exchange states."""
@@ -117,7 +118,8 @@ class InfiniConfig(Fields):
     for ever and are never written. ``memory`` is "recall" (own projections, DPFP, write gate, per-token
     delta), "bank" (the same with ``memory_slots`` exact pairs beside the matrix, with marks
     ``memory_fade_dim`` wide, ``infinichat.attention.bank``, and changes of rank ``memory_rank`` in the
-    attention above it, ``infinichat.model.adapters``; 0: none) or the paper's "linear" or "delta";
+    attention above it, ``infinichat.model.adapters``; 0: none) and ``memory_topics`` heads that look further
+    back (``infinichat.attention.topics``; 0: none) or the paper's "linear" or "delta";
     ``memory_layers`` are the layers that have one. ``memory_trained`` False keeps every memory closed: the
     model is then exactly its base with a sliding window.
 
@@ -175,6 +177,7 @@ class InfiniConfig(Fields):
         memory_slots: int = 1024,
         memory_fade_dim: int = 256,
         memory_rank: int = 0,
+        memory_topics: int = 0,
         family: str = "llama",
         chat_format: str = "chatml",
         base: dict[str, Any] | None = None,
@@ -229,6 +232,7 @@ class InfiniConfig(Fields):
         self.memory_slots = memory_slots
         self.memory_fade_dim = memory_fade_dim
         self.memory_rank = memory_rank
+        self.memory_topics = memory_topics
         self.family = family
         self.chat_format = chat_format
         self.base = base
@@ -300,6 +304,7 @@ class InfiniConfig(Fields):
             "memory_slots",
             "memory_fade_dim",
             "memory_rank",
+            "memory_topics",
         )
         for name in whole:
             value = getattr(self, name)
@@ -315,8 +320,9 @@ class InfiniConfig(Fields):
                 f"memory_slots is {self.memory_slots} and memory_fade_dim {self.memory_fade_dim}; a bank "
                 "needs at least 1 of each."
             )
-        if self.memory_rank < 0:
-            raise ConfigError(f"memory_rank is {self.memory_rank}; it must be 0, for none, or more.")
+        for name in ("memory_rank", "memory_topics"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be 0, for none, or more.")
         if not 1 <= self.memory_gate_taps <= MAX_GATE_TAPS:
             raise ConfigError(
                 f"memory_gate_taps is {self.memory_gate_taps}; it must be 1 to {MAX_GATE_TAPS}, the states "

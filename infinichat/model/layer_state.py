@@ -17,6 +17,8 @@ and the checks of loaded ones all follow it. What the tensors mean:
     tail_around  what those were projected from [B, 2, 10 C], for the marks of those after them (bank)
     tail_gate    the last token's write gate before it is cut [B, 1, 1] (bank)
     tail_strength  how strongly the token before that was written [B, 1, 1] (bank)
+    tail_recent  the last tokens' embeddings [B, RECENT - 1, C], for topic heads (bank)
+    tail_salient  how much each of those stands out, 0 for no token [B, RECENT - 1, heads] (bank)
     bank_*       the exact pairs, ``infinichat.attention.bank.BankState`` (bank)
     M, z, written  the memory itself (``infinichat.attention.memory.MemoryState``)
 """
@@ -31,6 +33,7 @@ from torch import Tensor
 
 from infinichat.attention.bank import BankState
 from infinichat.attention.memory import MemoryState
+from infinichat.attention.topics import RECENT
 from infinichat.model.configuration_infini import InfiniConfig
 from infinichat.model.slots import Slots
 
@@ -41,7 +44,17 @@ TOKEN_TAPS = 5
 """Tokens before the present one whose embeddings the bank memory looks at."""
 
 BANK_TENSORS = ("keys", "marks", "values", "ids", "faded", "order", "joined", "route", "heir")
-TAILS = ("tail", "tail_tokens", "tail_ids", "tail_key", "tail_around", "tail_gate", "tail_strength")
+TAILS = (
+    "tail",
+    "tail_tokens",
+    "tail_ids",
+    "tail_key",
+    "tail_around",
+    "tail_gate",
+    "tail_strength",
+    "tail_recent",
+    "tail_salient",
+)
 PLAIN_TENSORS = ("sink_k", "sink_v", *TAILS)
 """The fields of a layer's state that are single tensors or None."""
 
@@ -99,7 +112,11 @@ def layer_tensors(
 
 def _bank_tensors(config: InfiniConfig, batch: int) -> dict[str, TensorSpec]:
     width, hidden, size = config.memory_heads * config.memory_key_dim, config.hidden_size, config.memory_slots
-    return {
+    recent = {
+        "tail_recent": TensorSpec((batch, RECENT - 1, hidden), "wide"),
+        "tail_salient": TensorSpec((batch, RECENT - 1, config.memory_topics), "wide"),
+    }
+    return (recent if config.memory_topics else {}) | {
         "tail_tokens": TensorSpec((batch, TOKEN_TAPS, hidden), "wide"),
         "tail_ids": TensorSpec((batch, 1, 1), "count"),
         "tail_key": TensorSpec((batch, 2, width), "wide"),
@@ -137,6 +154,8 @@ class LayerState:
     tail_around: Tensor | None = None
     tail_gate: Tensor | None = None
     tail_strength: Tensor | None = None
+    tail_recent: Tensor | None = None
+    tail_salient: Tensor | None = None
     bank: BankState | None = None
 
     @classmethod
@@ -176,7 +195,7 @@ class LayerState:
             state.strength, state.tail = window("strength", 1), named["tail"]
         if "bank_keys" in named:
             for name in TAILS[1:]:
-                setattr(state, name, named[name])
+                setattr(state, name, named.get(name))
             state.bank = BankState(*(named[f"bank_{name}"] for name in BANK_TENSORS))
         return state
 

@@ -16,7 +16,7 @@ from infinichat.attention.bank import with_next
 from infinichat.corpus.conversations import OTHER
 from infinichat.model.bank_memory import BankMemory
 from infinichat.training.pool import Pool
-from infinichat.training.reading import follow, project, read, stray_tokens, write
+from infinichat.training.reading import follow, project, read, seen_at, stray_tokens, write
 
 PIECE = 8192
 """Tokens that are looked at together."""
@@ -41,7 +41,7 @@ def recall_on(
         bank = write(memory, pool, episode, stray_tokens(pool, 8, rng), ideal=ideal)
         places = [torch.arange(a.value - 1, a.value + a.count - 1) for a in episode.asked]
         strange = torch.tensor([a.value - 1 for a in episode.strangers], dtype=torch.long)
-        queries = project(memory, pool.around(torch.cat((*places, strange))))
+        queries = project(memory, seen_at(memory, pool, torch.cat((*places, strange))))
         weights, start = read(memory, bank, queries).exp(), 0
         for some in places:
             part = slice(start, start + len(some))

@@ -17,11 +17,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from infinichat.attention.topics import RECENT, pooled
 from infinichat.corpus.conversations import Asked, Told
 from infinichat.corpus.facts import Fact
 from infinichat.model.bank_memory import STATE_TAPS, BankMemory
 from infinichat.model.layer_state import TOKEN_TAPS
 from infinichat.model.modeling_infini import InfiniForCausalLM
+from infinichat.model.topics import Topics
 from infinichat.training.cache import Shard
 
 STRANGERS = 48
@@ -112,10 +114,28 @@ class Pool:
         return BankMemory.unit_rms(self.embedding[ids])
 
     def around(self, places: Tensor) -> Tensor:
-        """f_t: what keys, marks and queries are made of, the last states and tokens [n, 10 C]."""
+        """f_t: what marks and most of a key are made of, the last states and tokens [n, 10 C]."""
         around, inside = self.before(places, TOKEN_TAPS + 1)
         words = (self.values(self.ids[around]) * inside[..., None]).flatten(1)
         return torch.cat((self.states(places, STATE_TAPS), words), dim=-1)
+
+    def topics(self, places: Tensor, topics: Topics) -> Tensor:
+        """What the topic heads find at ``places`` [n]: [n, N C]. Every place has its own gradient."""
+        around, inside = self.before(places, RECENT + 1)
+        x = self.inputs(around) * inside[..., None]
+        tokens = self.values(self.ids[around[:, :-1]]) * inside[:, :-1, None]
+        salient = topics.salient(torch.cat((x[:, :-1], x[:, 1:]), dim=-1), tokens) * inside[:, :-1, None]
+        # From the oldest on, as a conversation goes.
+        return pooled(tokens.flip(1), salient.flip(1), topics.left(tokens.dtype))[:, 0]
+
+    def neighbours(self, number: int, count: int, rng: random.Random) -> list[int]:
+        """Other facts that resemble fact ``number``: up to ``count`` each with its noun, about the same one,
+        and both of the same kind and about the same one."""
+        found: list[int] = []
+        for shared in self._shared(number):
+            others = [n for n in self.same.get(shared, ()) if self.facts[n].key != self.facts[number].key]
+            found += rng.choices(others, k=count) if others else []
+        return found
 
     def episode(
         self,

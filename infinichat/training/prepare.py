@@ -31,6 +31,7 @@ from infinichat.model.checkpoint import write_checkpoint
 from infinichat.model.configuration_infini import InfiniConfig
 from infinichat.model.loading import LoadedModel
 from infinichat.model.modeling_infini import InfiniForCausalLM
+from infinichat.model.topics import Topics
 from infinichat.training.cache import (
     Kind,
     draw_mixed,
@@ -58,6 +59,9 @@ pages."""
 
 CHECK_SIDES: tuple[Side, ...] = ("seen", "held_out")
 CHECK_EVERY = {"keys": 500, "marks": 500, "gate": 900, "recall": 400}
+NEW_TOPICS = 0.002
+"""Spread of the weights that a trained key gives to topic heads that are new."""
+
 SAY_START = 10.0
 """Nats by which a copied token's score rises at first."""
 
@@ -68,7 +72,8 @@ Report = Callable[[str], None]
 class Options:
     """What to train from and for how long. ``steps`` are per stage; ``tokens`` per shard of the cache;
     ``general`` questions are put to the base; ``rank`` of the
-    adapters above the memory, 0 for none; ``fresh``: from an untrained memory, whatever the checkpoint
+    adapters above the memory and the number of its ``topics`` heads, 0 for none, where the checkpoint has
+    none that it keeps; ``fresh``: from an untrained memory, whatever the checkpoint
     has."""
 
     text: Path
@@ -80,6 +85,7 @@ class Options:
     seed: int = 0
     general: int = 240
     rank: int = 8
+    topics: int = 4
     fresh: bool = True
 
     def steps_of(self, stage: str) -> int:
@@ -130,6 +136,7 @@ def train_memory(loaded: LoadedModel, options: Options, *, report: Report, say: 
     layer, memory = memory_of(loaded)
     loaded.model.requires_grad_(False)
     memory.float()
+    give_topics(loaded, memory, options)
     if options.fresh:
         start_afresh(memory, loaded.model, layer, seed=options.seed)
     hashes = cache_streams(loaded, layer, options, report=report)
@@ -149,6 +156,19 @@ def train_memory(loaded: LoadedModel, options: Options, *, report: Report, say: 
     record = run_record(arguments, data=hashes, seconds=time.perf_counter() - started)
     record["start"] = None if options.fresh else loaded.fingerprint
     return write(loaded, layer, memory, options.out / "checkpoint", record)
+
+
+def give_topics(loaded: LoadedModel, memory: BankMemory, options: Options) -> None:
+    """Topic heads in the memory and its configuration: the checkpoint's own, or new ones, of which its keys
+    have almost nothing yet."""
+    if memory.topics is not None and not options.fresh:
+        return
+    config, wide = loaded.model.config, memory.fade.shape[1]
+    torch.manual_seed(options.seed)
+    config.memory_topics = options.topics
+    memory.topics = Topics(config.hidden_size, options.topics) if options.topics else None
+    new = torch.randn(memory.width, options.topics * config.hidden_size) * NEW_TOPICS
+    memory.context = nn.Parameter(torch.cat((memory.context.detach()[:, :wide], new), dim=1))
 
 
 def give_adapters(loaded: LoadedModel, layer: int, memory: BankMemory, options: Options) -> None:
@@ -244,7 +264,8 @@ def mark_as_keys(memory: BankMemory, *, seed: int) -> None:
     weights = memory.head_weight.softmax(dim=0).sqrt().repeat_interleave(memory.width // memory.heads)
     turned = torch.empty(max(len(memory.fade), memory.width), memory.width)
     nn.init.orthogonal_(turned)
-    memory.fade.copy_(turned[: len(memory.fade)] @ (weights[:, None] * memory.context))
+    near = memory.context[:, : memory.fade.shape[1]]  # without the topic heads
+    memory.fade.copy_(turned[: len(memory.fade)] @ (weights[:, None] * near))
 
 
 def _stage(
@@ -283,8 +304,8 @@ def write(
     """The checkpoint: the source's configuration with a trained memory, and its parameters."""
     source = read_config(loaded.path)
     known = {key: value for key, value in source.items() if key not in ("files", "model_type")}
-    rank = loaded.model.config.memory_rank
-    config = InfiniConfig(**(known | {"memory_trained": True, "memory_rank": rank}))
+    given = {name: getattr(loaded.model.config, name) for name in ("memory_rank", "memory_topics")}
+    config = InfiniConfig(**(known | given | {"memory_trained": True}))
     prefix = f"model.layers.{layer}.memory."
     tensors = {prefix + name: value.detach().to(torch.float32) for name, value in memory.named_parameters()}
     extra = {"run.json": json.dumps(record, indent=2) + "\n"}

@@ -35,9 +35,18 @@ FADED = 20.0
 """Nats that a replaced token has lost in a bank that was written as it should be."""
 
 
-def project(memory: BankMemory, around: Tensor) -> Tensor:
-    """Unit keys [n, K] for what is around places [n, 10 C]."""
-    return headwise_unit(F.linear(around, memory.context), memory.head_weight)
+def seen_at(memory: BankMemory, pool: Pool, places: Tensor) -> Tensor:
+    """What keys and queries are made of at ``places`` [n]: what is around them, [n, 10 C], and what the topic
+    heads find, [n, (10 + N) C] with N of them."""
+    around = pool.around(places)
+    if memory.topics is None:
+        return around
+    return torch.cat((around, pool.topics(places, memory.topics)), dim=-1)
+
+
+def project(memory: BankMemory, seen: Tensor) -> Tensor:
+    """Unit keys [n, K] for what is ``seen_at`` places [n, (10 + N) C]."""
+    return headwise_unit(F.linear(seen, memory.context), memory.head_weight)
 
 
 def places_of(episode: Episode, stray: Tensor) -> Tensor:
@@ -57,13 +66,14 @@ def write(
     """Everything that ``episode`` tells, after the ``stray`` tokens. ``ideal``: what is replaced has faded
     and nothing else has; otherwise as the product's bank would hold it."""
     places = places_of(episode, stray)
-    around = pool.around(places - 1)
-    keys = project(memory, F.dropout(around, dropout, training=dropout > 0))
+    seen = seen_at(memory, pool, places - 1)
+    keys = project(memory, F.dropout(seen, dropout, training=dropout > 0))
     rule, count = memory.rule(keys.dtype), len(places)
     heirs = torch.full((count,), -1)
     if ideal:
         faded = -FADED * same_slot(slots_of(pool, episode, len(stray))).any(dim=1).to(keys.dtype)
     else:
+        around = seen[:, : memory.fade.shape[1]]
         marks, novelty = unit(F.linear(around, memory.fade)), around @ memory.novelty
         alike, faded, order = marks @ marks.T, keys.new_zeros(count), torch.arange(count)
         for at in range(count):

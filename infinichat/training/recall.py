@@ -27,7 +27,7 @@ from infinichat.model.bank_memory import BankMemory
 from infinichat.model.modeling_infini import InfiniForCausalLM
 from infinichat.training.plain import Past, decode, past_of
 from infinichat.training.pool import Episode, Pool
-from infinichat.training.reading import Bank, follow, project, read, stray_tokens, write
+from infinichat.training.reading import Bank, follow, project, read, seen_at, stray_tokens, write
 
 READ = ("out", "confidence", "ending", "found_bias", "read_gate", "adapt_in", "adapt_in_bias", "adapt_out")
 CARRIED = ("carry", "say_final")
@@ -248,7 +248,7 @@ class RecallStage:
             # What this stream tells itself is there when the token after it has been read.
             own = (bank.places >= row.start) & (bank.places < row.start + row.length)
             unseen = own[None] & (bank.places[None] + 1 >= places[:, None])
-            queries = project(self.memory, self.pool.around(places))
+            queries = project(self.memory, seen_at(self.memory, self.pool, places))
             p = read(self.memory, bank, queries, unseen=unseen).exp()
             p, ended = follow(self.pool, bank, places, p, unseen=unseen)
             values = p[:, :-1] @ self.pool.values(bank.ids)

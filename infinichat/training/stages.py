@@ -32,12 +32,20 @@ from infinichat.training.reading import (
     project,
     read,
     same_slot,
+    seen_at,
     slots_of,
     stray_tokens,
     write,
 )
 
 SCALARS = ("head_weight", "beta", "null", "recency")
+
+PAIRS, NEIGHBOURS = 24, 2
+"""Questions of a step that are put to memories of one thing, and how many neighbours of each sort they
+have."""
+
+SURE = 2.0
+"""Nats by which what is asked for should at least outweigh that nothing was told."""
 
 
 class Stage(Protocol):
@@ -52,7 +60,8 @@ class Stage(Protocol):
 
 
 class KeysStage:
-    """Trains ``context`` and the bank's scalars for reading, on banks that were written as they should be."""
+    """Trains ``context``, topic heads where there are some, and the bank's scalars for reading, on banks that
+    were written as they should be."""
 
     name = "keys"
 
@@ -62,6 +71,9 @@ class KeysStage:
         self.memory, self.pool, self.dropout = memory, pool, dropout
         self.parameters = dict(memory.named_parameters())
         self.rates = {"context": rate} | dict.fromkeys(SCALARS, 1e-2)
+        if memory.topics is not None:
+            topics = {"by_state": 3 * rate, "by_token": 3 * rate, "bias": 3e-2, "fading": 3e-2}
+            self.rates |= {f"topics.{name}": own for name, own in topics.items()}
 
     def loss(self, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
         pool, memory, dropout = self.pool, self.memory, self.dropout
@@ -71,16 +83,39 @@ class KeysStage:
         weight = torch.cat([self._weight(a) for a in episode.asked])
         strange = torch.tensor([a.value - 1 for a in episode.strangers], dtype=torch.long)
         nothing = torch.tensor(self._nothing(episode, rng), dtype=torch.long)
-        around = pool.around(torch.cat((places, strange, nothing)))
-        logs = read(memory, bank, project(memory, F.dropout(around, dropout, training=dropout > 0)))
+        logs = read(memory, bank, self._projected(torch.cat((places, strange, nothing))))
         right = self._right(episode, bank, pool.ids[places + 1])
         found = torch.logsumexp(logs[: len(places), :-1].masked_fill(~right, -30.0), dim=1)
         told = -(found * weight).sum() / weight.sum()
         empty = -logs[len(places) :, -1]
         unknown = empty[: len(strange)].sum() / max(1, len(strange))
         quiet = empty[len(strange) :].mean()
-        numbers = {"told": told.item(), "unknown": unknown.item(), "quiet": quiet.item()}
-        return told + 0.5 * unknown + 0.4 * quiet, numbers
+        missed, mistaken = self._alone(rng)
+        numbers = {"told": told, "unknown": unknown, "quiet": quiet, "missed": missed, "mistaken": mistaken}
+        loss = told + 0.5 * unknown + 0.4 * quiet + missed + 1.5 * mistaken
+        return loss, {name: value.item() for name, value in numbers.items()}
+
+    def _projected(self, places: Tensor) -> Tensor:
+        seen = seen_at(self.memory, self.pool, places)
+        return project(self.memory, F.dropout(seen, self.dropout, training=self.dropout > 0))
+
+    def _alone(self, rng: random.Random) -> tuple[Tensor, Tensor]:
+        """Two losses for memories that hold one thing: the one that is asked for, which must be found, or one
+        that resembles it, which must not. Among many things the right one takes the weight from its
+        neighbours, whatever they score; a young memory has nothing to take it."""
+        pool, rule = self.pool, self.memory.rule(self.memory.context.dtype)
+        known = rng.sample(pool.known, min(PAIRS, len(pool.known)))
+        strange = rng.sample(list(pool.question.values()), min(PAIRS, len(pool.question)))
+        pairs = [(i, n) for i, a in enumerate(strange) for n in pool.neighbours(a.fact, NEIGHBOURS, rng)]
+        right = [next(t for t in pool.told[a.fact] if t.version == a.version) for a in known]
+        wrong = [rng.choice(pool.told[other]) for _, other in pairs]
+        asked = [a.value - 1 for a in (*known, *strange)]
+        keys = self._projected(torch.tensor(asked + [t.start - 1 for t in (*right, *wrong)]))
+        whose = [*range(len(known)), *(len(known) + i for i, _ in pairs)]
+        found = rule.beta * ((keys[whose] * keys[len(asked) :]).sum(dim=1) - rule.null)
+        missed = F.softplus(SURE - found[: len(known)])
+        mistaken = F.softplus(found[len(known) :])
+        return missed.mean(), mistaken.sum() / max(1, len(pairs))
 
     @staticmethod
     def _weight(a: Asked) -> Tensor:

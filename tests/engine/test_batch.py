@@ -26,7 +26,13 @@ from tests.engine.conftest import MakeModel, some_ids
 from tests.engine.tiny import engine_over
 
 SIZES: dict[str, Any] = {"vocab_size": 288, "hidden_size": 64, "intermediate_size": 128}
-BANK: dict[str, Any] = {**SIZES, "memory": "bank", "memory_slots": 9, "memory_rank": 2}
+BANK: dict[str, Any] = {
+    **SIZES,
+    "memory": "bank",
+    "memory_slots": 9,
+    "memory_rank": 2,
+    "memory_topics": 2,
+}
 HISTORIES = [1, 90, 5, 24, 33, 57, 17, 23, 40, 25, 8, 64, 3, 77, 32, 12]
 """Tokens before an answer: next to none, and far beyond the window of 24 with a full bank of 9."""
 

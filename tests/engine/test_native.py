@@ -40,7 +40,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
         {"memory_layers": [0, 2]},
         {"memory": "bank", "memory_slots": 9},
         {"memory": "bank", "memory_slots": 9, "memory_rank": 2, "memory_layers": [0], "attention_bias": True},
-        {"memory": "bank", "memory_slots": 9, "memory_rank": 3, "memory_layers": [1, 2]},
+        {"memory": "bank", "memory_slots": 9, "memory_rank": 3, "memory_layers": [1, 2], "memory_topics": 3},
         {"memory_trained": False},
         {"sinks": 0},
         {"window": 8, "segment": 8, "sinks": 0},

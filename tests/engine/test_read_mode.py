@@ -15,7 +15,13 @@ from infinichat.model.cache import InfiniCache
 from tests.engine.conftest import MakeEngine, some_ids
 
 # With two layers above the memory what is kept while reading is enough for every result.
-TWO_ABOVE = {"memory": "bank", "memory_slots": 9, "memory_rank": 2, "num_hidden_layers": 4}
+TWO_ABOVE = {
+    "memory": "bank",
+    "memory_slots": 9,
+    "memory_rank": 2,
+    "memory_topics": 2,
+    "num_hidden_layers": 4,
+}
 GREEDY = SamplingOptions(temperature=0, max_tokens=30)
 
 

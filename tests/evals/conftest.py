@@ -35,6 +35,7 @@ def make_engine() -> MakeEngine:
             "memory": "bank",
             "memory_slots": 16,
             "memory_rank": 2,
+            "memory_topics": 2,
         }
         model = tiny_model(**{**smaller, **changes})
         with torch.no_grad():

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infinichat.attention.bank_reference import BankParameters, bank_layer, cut
+from infinichat.attention.bank_reference import BankParameters, TopicParameters, bank_layer, cut
 from infinichat.attention.reference import (
     RecallParameters,
     Window,
@@ -57,7 +57,7 @@ def expected(model: InfiniForCausalLM, ids: Tensor) -> Expected:
                 x,
                 token_values(embedding, config.memory_heads),
                 ids.tolist(),
-                BankParameters(**named),
+                BankParameters(**named, topics=topics_of(layer.memory)),
                 order=config.memory_order,
                 slots=config.memory_slots,
             )
@@ -78,6 +78,10 @@ def expected(model: InfiniForCausalLM, ids: Tensor) -> Expected:
         )
         final = final + scale * gates[:, None] * banked.values
     return Expected(final @ model.lm_head.weight.T, memories)
+
+
+def topics_of(memory: BankMemory) -> TopicParameters | None:
+    return None if memory.topics is None else TopicParameters(**dict(memory.topics.named_parameters()))
 
 
 def _attention(

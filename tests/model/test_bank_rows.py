@@ -13,7 +13,13 @@ from tests.engine.tiny import tiny_model
 
 
 @pytest.mark.parametrize(
-    "changes", [{"memory": "recall"}, {"memory": "bank", "memory_slots": 5, "memory_rank": 2}], ids=str
+    "changes",
+    [
+        {"memory": "recall"},
+        {"memory": "bank", "memory_slots": 5, "memory_rank": 2},
+        {"memory": "bank", "memory_slots": 5, "memory_rank": 2, "memory_topics": 2},
+    ],
+    ids=str,
 )
 @torch.inference_mode()
 def test_rows_read_and_write_as_each_does_alone(changes: dict[str, Any]) -> None:

@@ -38,6 +38,7 @@ def tiny_config(**changes: Any) -> InfiniConfig:
         "memory_slots": 7,
         "memory_fade_dim": 5,
         "memory_rank": 2,
+        "memory_topics": 2,
         "bos_token_id": None,
         "eos_token_id": None,
         "pad_token_id": 0,

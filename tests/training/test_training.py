@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from infinichat.attention.bank import NEARLY, BankState, bank_read, bank_write, unit
+from infinichat.attention.bank import NEARLY, BankState, bank_read, bank_write, headwise_unit, unit
 from infinichat.corpus.conversations import OTHER, SAID_BACK, VALUE, StreamMaker
 from infinichat.corpus.facts import FactMaker
 from infinichat.corpus.filler import Filler
@@ -20,6 +23,7 @@ from infinichat.errors import UsageError
 from infinichat.model.adapters import Carried
 from infinichat.model.bank_memory import BankMemory
 from infinichat.model.configuration_infini import InfiniConfig
+from infinichat.model.loading import LoadedModel
 from infinichat.model.modeling_infini import InfiniForCausalLM
 from infinichat.training.cache import (
     Shard,
@@ -36,7 +40,8 @@ from infinichat.training.loop import Check, Plan, run_stage
 from infinichat.training.plain import decode, lower, offsets_of, past_of
 from infinichat.training.plots import draw, series
 from infinichat.training.pool import Episode, Pool
-from infinichat.training.reading import follow, read, same_slot, slots_of, write
+from infinichat.training.prepare import Options, give_topics
+from infinichat.training.reading import follow, project, read, same_slot, seen_at, slots_of, write
 from infinichat.training.recall import RecallStage, Row
 from infinichat.training.stages import GateStage, KeysStage, MarksStage
 
@@ -74,6 +79,7 @@ def model() -> InfiniForCausalLM:
         memory_key_dim=8,
         memory_slots=64,
         memory_rank=2,
+        memory_topics=2,
     )
     return InfiniForCausalLM(config).eval().requires_grad_(False)
 
@@ -437,3 +443,51 @@ def test_a_token_replaces_those_with_the_same_question_and_beginning(
         (at for at, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two))
     )
     assert int(same.sum()) == min(alike + 1, len(one), len(two))
+
+
+@torch.no_grad()
+def test_keys_are_made_of_what_the_model_sees_of_a_stream(model: InfiniForCausalLM, cached: Shard) -> None:
+    memory, pool = memory_of(model), Pool([cached], model, LAYER)
+    assert memory.topics is not None
+    for parameter in memory.topics.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    start, length, _ = max(pool.streams[1:], key=lambda stream: stream[1])
+    places = torch.arange(start, start + min(length, 60))
+    cache = model.model.new_cache()
+    x = pool.inputs(places)[None]
+    tokens = pool.values(pool.ids[places])[None]
+    seen = memory.looked_back(x, tokens, pool.ids[places][None], cache.states[LAYER], None)
+    expected = headwise_unit(seen.projected, memory.head_weight)[0]
+    torch.testing.assert_close(project(memory, seen_at(memory, pool, places)), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_neighbours_resemble_a_fact_and_are_not_it(model: InfiniForCausalLM, cached: Shard) -> None:
+    pool, rng, found = Pool([cached], model, LAYER), random.Random(0), 0
+    for number in pool.told:
+        fact = pool.facts[number]
+        for other in (pool.facts[n] for n in pool.neighbours(number, 2, rng)):
+            assert other.key != fact.key
+            assert other.noun == fact.noun or other.key[:2] == fact.key[:2]
+            found += 1
+    assert found > 20
+
+
+def test_a_trained_memory_is_given_topic_heads_that_change_little(
+    model: InfiniForCausalLM, cached: Shard, tmp_path: Path
+) -> None:
+    model.config.memory_topics = 0
+    plain, pool = BankMemory(model.config, LAYER), Pool([cached], model, LAYER)
+    places = torch.arange(40)
+    before = project(plain, seen_at(plain, pool, places)).detach()
+    loaded = cast("LoadedModel", SimpleNamespace(model=model))
+    kept = Options(tmp_path, tmp_path, topics=3, fresh=False)
+    give_topics(loaded, plain, kept)
+    assert (model.config.memory_topics, plain.context.shape[1]) == (3, 13 * 32)
+    after = project(plain, seen_at(plain, pool, places)).detach()
+    assert not torch.equal(before, after)
+    assert float((before * after).sum(dim=1).min()) > 0.99
+    heads = plain.topics
+    give_topics(loaded, plain, replace(kept, topics=5))
+    assert plain.topics is heads
+    give_topics(loaded, plain, replace(kept, topics=0, fresh=True))
+    assert (plain.topics, plain.context.shape[1]) == (None, 10 * 32)
