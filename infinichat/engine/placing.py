@@ -38,8 +38,10 @@ def placed(
     name of that step. Steps are packed from the exact weights, before they are rounded."""
     steps = _steps(model, plan, settings, cache)
     for name, parameter in model.named_parameters():
-        # Memories stay float32: bfloat16 sums are wrong after a million tokens.
-        dtype = parameter.dtype if ".memory." in name else plan.torch_dtype
+        # Memories stay float32: bfloat16 sums are wrong after a million tokens. What their keys are projected
+        # by adds up nothing over time, and is as large as all else of them.
+        kept = ".memory." in name and not name.endswith(".memory.context")
+        dtype = parameter.dtype if kept else plan.torch_dtype
         parameter.data = parameter.data.to(device=plan.device, dtype=dtype)
     for module in stored(model).values():
         module.dtype = plan.torch_dtype
