@@ -50,3 +50,19 @@ def strangers(maker: FactMaker, told: Sequence[Fact], count: int, rng: random.Ra
             known.add(about(fact))
             found.append(fact)
     return found
+
+
+def neighbours(maker: FactMaker, told: Sequence[Fact], count: int, rng: random.Random) -> list[Fact]:
+    """Facts that were never told and resemble one that was: in turns the same of somebody else, and another
+    of the same kind about the same one."""
+    known = {about(fact) for fact in told}
+    found: list[Fact] = []
+    while len(found) < count:
+        near = rng.choice(told)
+        fact = maker.sibling(rng, near)
+        if len(found) % 2 and near.subject != "thing":
+            fact = Fact(*maker.subject(rng), near.noun, near.kind, near.value)
+        if about(fact) not in known:
+            known.add(about(fact))
+            found.append(fact)
+    return found

@@ -1,7 +1,8 @@
 """``unknown``: what was never told must be admitted, and what was told must not be refused.
 
-Half of the questions are about things nobody mentioned, every second of them about a person of whom something
-else was told. The other half ask for facts that were told: there, right means "did not refuse" (whether the
+A third of the questions are about things nobody mentioned, every second of them about a person of whom
+something else was told; a third about neighbours of what was told, "Otto's dog" where only Clara's was named,
+or Clara's cat. The last third ask for facts that were told: there, right means "did not refuse" (whether the
 value is right is what ``facts`` counts).
 """
 
@@ -15,12 +16,12 @@ from infinichat.evals.asking import Asked, Script
 from infinichat.evals.bench import Bench
 from infinichat.evals.judging import admits
 from infinichat.evals.task import Options, Report
-from infinichat.evals.telling import as_messages, distinct_facts, strangers
+from infinichat.evals.telling import as_messages, distinct_facts, neighbours, strangers
 from infinichat.evals.told import measure_told
 
 
 def script(rng: random.Random, *, side: Side, count: int) -> Script:
-    """``count`` facts told; as many questions about others, and one about each of them."""
+    """``count`` facts told; as many questions about others and about neighbours, and one about each."""
     maker = FactMaker(side)
     facts = distinct_facts(maker, count, rng)
     told = as_messages([maker.tell(rng, fact) for fact in facts], rng)
@@ -29,6 +30,10 @@ def script(rng: random.Random, *, side: Side, count: int) -> Script:
         for fact in strangers(maker, facts, count, rng)
     ]
     asked += [Asked(maker.ask(rng, fact).ask, speaks, fact.value, "told, not refused") for fact in facts]
+    asked += [
+        Asked(maker.ask(rng, fact).ask, admits, NOT_TOLD, "never told, a neighbour was")
+        for fact in neighbours(maker, facts, count, rng)
+    ]
     return Script(told, tuple(asked), facts=count)
 
 

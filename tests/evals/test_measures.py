@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from infinichat.corpus.facts import FactMaker
 from infinichat.evals import (
     babilong,
     chat,
@@ -23,6 +24,7 @@ from infinichat.evals import (
 )
 from infinichat.evals.bench import Bench
 from infinichat.evals.task import Options, Report
+from infinichat.evals.telling import about, distinct_facts, neighbours
 
 from .conftest import MakeEngine
 
@@ -98,6 +100,22 @@ def test_what_is_asked_as_never_told_was_not_told() -> None:
     assert len(never) == len(told) == 32
     assert all(asked.right("It is something you have not told me.") for asked in never)
     assert not any(asked.right("It is something you have not told me.") for asked in told)
+
+
+def test_neighbours_resemble_what_was_told_and_were_not() -> None:
+    maker, rng = FactMaker("seen"), random.Random(4)
+    told = distinct_facts(maker, 12, rng)
+    near = neighbours(maker, told, 24, rng)
+    known = {about(fact) for fact in told}
+    assert len({about(fact) for fact in near} - known) == 24
+    nouns, owners = {fact.noun for fact in told}, {fact.key[:2] for fact in told}
+    assert all(fact.noun in nouns or fact.key[:2] in owners for fact in near)
+    assert any(fact.key[:2] not in owners for fact in near)
+    assert any(fact.noun not in nouns for fact in near)
+    script = unknown.script(random.Random(1), side="seen", count=32)
+    asked = [asked for asked in script.asked if asked.kind == "never told, a neighbour was"]
+    assert len(asked) == 32
+    assert all(each.right("It is something you have not told me.") for each in asked)
 
 
 def test_the_two_steps_are_told_apart_and_only_together_answer() -> None:
