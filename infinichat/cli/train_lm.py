@@ -124,6 +124,12 @@ def _add_shared(
     )
     steps.add_argument("--gradient_accumulation_steps", type=count, default=1, metavar="N", help="(1)")
     steps.add_argument("--learning_rate", type=number(0, 10), default=rate, metavar="R", help=f"({rate})")
+    steps.add_argument(
+        "--memory_learning_rate",
+        type=number(0, 10),
+        metavar="R",
+        help="of a memory (a new one: as --learning_rate; one that is trained already: at most 3e-05)",
+    )
     steps.add_argument("--gate_learning_rate", type=number(0, 10), default=0.01, metavar="R", help="(0.01)")
     steps.add_argument(
         "--weight_decay", type=number(0, 10), default=0.0, metavar="D", help="not of gates (0)"
@@ -237,6 +243,7 @@ def _learning(args: argparse.Namespace) -> Learning:
         learns=args.learns,
         rate=args.learning_rate,
         gate_rate=args.gate_learning_rate,
+        memory_rate=args.memory_learning_rate,
         decay=args.weight_decay,
         lora_rank=args.lora_rank,
         lora_alpha=args.lora_alpha,

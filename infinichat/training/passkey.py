@@ -14,7 +14,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from infinichat.errors import UsageError
 from infinichat.protocols import TextTokenizer
 from infinichat.training.blocks import Batch, Share, Step
 from infinichat.training.lm import recorded
-from infinichat.training.lm_model import Learning, Start, begin, count, seed_everything, write_model
+from infinichat.training.lm_model import Learning, Start, begin, seed_everything, write_model
 from infinichat.training.lm_run import Processes, Report, Run, RunOptions
 from infinichat.training.loop import run_record
 from infinichat.training.streamed import IGNORED
@@ -133,12 +133,13 @@ def train_passkey(
     started = time.perf_counter()
     seed_everything(options.run.seed)
     made = begin(options.start, options.learning)
+    options = replace(options, learning=made.learning)
     config = made.model.config
     if (options.least_tokens or options.tokens) > options.tokens:
         raise UsageError(f"--min_tokens {options.least_tokens} is more than --num_tokens {options.tokens}.")
     if say is not None and processes.first:
         say(
-            f"{made.name}: {count(made.trained):,} numbers learn, {options.run.steps:,} steps at "
+            f"{made.about}, {options.run.steps:,} steps at "
             f"{options.tokens:,} tokens, window {config.window:,}, segment {config.segment:,}"
         )
         if options.tokens <= config.window:
