@@ -110,6 +110,11 @@ def _add_shared(
     model.add_argument("--learns", choices=("all", "memory", "lora"), default=learns, help=f"({learns})")
     for name, default in (("rank", 8), ("alpha", 32)):
         model.add_argument(f"--lora_{name}", type=count, default=default, metavar="N", help=f"({default})")
+    model.add_argument(
+        "--lora_layers",
+        choices=("all", "above"),
+        help="above: above a memory (for one that is trained already; a new one: all)",
+    )
     model.add_argument("--lora_dropout", type=number(0, 1), default=0.0, metavar="P", help="(0)")
     steps = parser.add_argument_group("training")
     steps.add_argument(
@@ -248,6 +253,7 @@ def _learning(args: argparse.Namespace) -> Learning:
         lora_rank=args.lora_rank,
         lora_alpha=args.lora_alpha,
         lora_dropout=args.lora_dropout,
+        lora_layers=args.lora_layers,
     )
 
 

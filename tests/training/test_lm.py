@@ -239,7 +239,11 @@ def test_a_trained_memory_has_a_rate_of_its_own_and_keeps_what_was_worked_out(
         pytest.importorskip("peft", reason="LoRA needs peft: pip install 'infinichat[train]'")
     learning, memory = Learning(learns, rate=3e-3, gate_rate=0.05), "model.layers.0.memory."
     new, old = (rates(start, learning) for start in (options.start, Start(str(trained_bank))))
-    assert new.keys() - old.keys() == {memory + "say_out"}
+    below = {name for name in new if "lora_" in name and ".layers.0." in name}
+    assert bool(below) == (learns == "lora")
+    assert new.keys() - old.keys() == {memory + "say_out", *below}
+    everywhere = rates(Start(str(trained_bank)), replace(learning, lora_layers="all"))
+    assert new.keys() - everywhere.keys() == {memory + "say_out"}
     for name, rate in old.items():
         usual = 0.05 if is_gate(name) else 3e-3
         assert new[name] == usual
@@ -252,6 +256,18 @@ def test_a_trained_memory_has_a_rate_of_its_own_and_keeps_what_was_worked_out(
         found = rates(start, given)
         assert {rate for name, rate in found.items() if name.startswith(memory)} == {2e-3, 0.05}
         assert all(rate == 3e-3 for name, rate in found.items() if not name.startswith(memory))
+
+
+def test_lora_above_a_memory_needs_a_layer_there(options: LmOptions, trained_bank: Path) -> None:
+    pytest.importorskip("peft", reason="LoRA needs peft: pip install 'infinichat[train]'")
+    learning = Learning("lora", lora_layers="above")
+    found = rates(options.start, learning)
+    assert any("lora_" in name for name in found)
+    assert not [name for name in found if "lora_" in name and ".layers.1." not in name]
+    assert options.start.config is not None
+    options.start.config.write_text(json.dumps(CONFIG))
+    with pytest.raises(UsageError, match=r"no layer above a memory. Next: --lora_layers all"):
+        begin(options.start, learning)
 
 
 def test_a_trained_memory_moves_in_small_steps(options: LmOptions, trained_bank: Path) -> None:
