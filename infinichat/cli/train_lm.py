@@ -110,6 +110,11 @@ def _add_shared(
     model.add_argument("--learns", choices=("all", "memory", "lora"), default=learns, help=f"({learns})")
     for name, default in (("rank", 8), ("alpha", 32)):
         model.add_argument(f"--lora_{name}", type=count, default=default, metavar="N", help=f"({default})")
+    model.add_argument(
+        "--lora_layers",
+        choices=("all", "above"),
+        help="above: above a memory (for one that is trained already; a new one: all)",
+    )
     model.add_argument("--lora_dropout", type=number(0, 1), default=0.0, metavar="P", help="(0)")
     steps = parser.add_argument_group("training")
     steps.add_argument(
@@ -124,6 +129,12 @@ def _add_shared(
     )
     steps.add_argument("--gradient_accumulation_steps", type=count, default=1, metavar="N", help="(1)")
     steps.add_argument("--learning_rate", type=number(0, 10), default=rate, metavar="R", help=f"({rate})")
+    steps.add_argument(
+        "--memory_learning_rate",
+        type=number(0, 10),
+        metavar="R",
+        help="of a memory (a new one: as --learning_rate; one that is trained already: at most 3e-05)",
+    )
     steps.add_argument("--gate_learning_rate", type=number(0, 10), default=0.01, metavar="R", help="(0.01)")
     steps.add_argument(
         "--weight_decay", type=number(0, 10), default=0.0, metavar="D", help="not of gates (0)"
@@ -237,10 +248,12 @@ def _learning(args: argparse.Namespace) -> Learning:
         learns=args.learns,
         rate=args.learning_rate,
         gate_rate=args.gate_learning_rate,
+        memory_rate=args.memory_learning_rate,
         decay=args.weight_decay,
         lora_rank=args.lora_rank,
         lora_alpha=args.lora_alpha,
         lora_dropout=args.lora_dropout,
+        lora_layers=args.lora_layers,
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from infinichat.errors import UsageError
 from infinichat.training.blocks import BlockSource, validation_batches
-from infinichat.training.lm_model import Learning, Start, begin, count, seed_everything, write_model
+from infinichat.training.lm_model import Learning, Start, begin, seed_everything, write_model
 from infinichat.training.lm_run import Processes, Report, Run, RunOptions
 from infinichat.training.loop import run_record
 from infinichat.training.texts import Texts
@@ -62,6 +62,7 @@ def train_lm(
     started = time.perf_counter()
     seed_everything(options.run.seed)
     made = begin(options.start, options.learning)
+    options = replace(options, learning=made.learning)
     source = BlockSource(
         options.texts,
         made.tokenizer,
@@ -83,7 +84,7 @@ def train_lm(
     if say is not None and processes.first:
         config = made.model.config
         say(
-            f"{made.name}: {count(made.trained):,} numbers learn, {steps:,} steps of {source.of_step} blocks "
+            f"{made.about}, {steps:,} steps of {source.of_step} blocks "
             f"of {options.block:,} tokens, window {config.window:,}, segment {config.segment:,}"
         )
     run = Run(

@@ -1,7 +1,9 @@
 """``infinichat train passkey``: fine-tuning on the paper's passkey task, at a few thousand tokens.
 
 A row is the paper's text with one key at a random depth, exactly ``tokens`` long, and ends with the question
-and its answer; only the answer is learned. Keys are those that no measurement uses (``corpus.passkeys``), and
+and its answer; only the answer is learned. As in a measurement, key and question stand between whole lines
+(asked after "The sun is", a model goes on about the sun); what is too much of a line stands right after the
+opening, with the line's end. Keys are those that no measurement uses (``corpus.passkeys``), and
 step s draws from a seed of its own, so a run goes on exactly. ``infinichat eval passkey --model
 OUT/checkpoint --lengths N,...`` then asks for other keys after any number of tokens.
 """
@@ -12,7 +14,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from infinichat.errors import UsageError
 from infinichat.protocols import TextTokenizer
 from infinichat.training.blocks import Batch, Share, Step
 from infinichat.training.lm import recorded
-from infinichat.training.lm_model import Learning, Start, begin, count, seed_everything, write_model
+from infinichat.training.lm_model import Learning, Start, begin, seed_everything, write_model
 from infinichat.training.lm_run import Processes, Report, Run, RunOptions
 from infinichat.training.loop import run_record
 from infinichat.training.streamed import IGNORED
@@ -54,8 +56,8 @@ class PasskeyOptions:
 def passkey_row(
     tokenizer: TextTokenizer, rng: random.Random, tokens: int, *, training: bool, depth: float | None = None
 ) -> tuple[list[int], list[int]]:
-    """Ids and labels of one row of exactly ``tokens``; the key stands at ``depth`` (0: right after the
-    opening, 1: before the question; None: anywhere). Raises ``UsageError`` when that is too short."""
+    """Ids and labels of one row of exactly ``tokens``; the key stands at ``depth`` (0: before all whole
+    lines, 1: before the question; None: anywhere). Raises ``UsageError`` when that is too short."""
     key = draw_key(rng, training=training)
     # In the pieces in which a measurement feeds them: the same tokens.
     opening, told = tokenizer.encode(OPENING), tokenizer.encode(" " + SENTENCE.format(key=key))
@@ -64,9 +66,10 @@ def passkey_row(
     if room < 0:
         raise UsageError(f"a row of {tokens} tokens is {-room} too short for the task. Raise --num_tokens.")
     line = tokenizer.encode(REPEATED)
-    before = round((rng.random() if depth is None else depth) * room)
-    filler = line * (room // len(line) + 1)
-    ids = opening + filler[:before] + told + filler[: room - before] + question + answer
+    lines, rest = divmod(room, len(line))
+    before = round((rng.random() if depth is None else depth) * lines)
+    begun = line[len(line) - rest :]
+    ids = opening + begun + line * before + told + line * (lines - before) + question + answer
     labels = [IGNORED] * (tokens - len(answer)) + answer
     return ids, labels
 
@@ -130,12 +133,13 @@ def train_passkey(
     started = time.perf_counter()
     seed_everything(options.run.seed)
     made = begin(options.start, options.learning)
+    options = replace(options, learning=made.learning)
     config = made.model.config
     if (options.least_tokens or options.tokens) > options.tokens:
         raise UsageError(f"--min_tokens {options.least_tokens} is more than --num_tokens {options.tokens}.")
     if say is not None and processes.first:
         say(
-            f"{made.name}: {count(made.trained):,} numbers learn, {options.run.steps:,} steps at "
+            f"{made.about}, {options.run.steps:,} steps at "
             f"{options.tokens:,} tokens, window {config.window:,}, segment {config.segment:,}"
         )
         if options.tokens <= config.window:

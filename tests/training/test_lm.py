@@ -21,7 +21,17 @@ from infinichat.engine.byte_tokenizer import ByteTokenizer
 from infinichat.errors import UsageError
 from infinichat.model.loading import load_model
 from infinichat.training.lm import LmOptions, check_options, train_lm
-from infinichat.training.lm_model import Learning, Start, begin, byte_tokenizer, groups_of
+from infinichat.training.lm_model import (
+    TRAINED_RATE,
+    Learning,
+    Learns,
+    Start,
+    begin,
+    byte_tokenizer,
+    groups_of,
+    is_gate,
+    learners,
+)
 from infinichat.training.lm_run import Processes, RunOptions
 from infinichat.training.streamed import Streamed
 from infinichat.training.texts import Texts
@@ -199,6 +209,92 @@ def test_a_memory_alone_can_learn(options: LmOptions) -> None:
         "model.layers.0.memory.beta",
         "model.layers.1.memory.beta",
     ]
+
+
+@pytest.fixture
+def trained_bank(options: LmOptions, config: Path) -> Path:
+    """The checkpoint of a small bank that was new, and learned a little."""
+    bank = {"memory": "bank", "memory_layers": [0], "memory_key_dim": 4, "memory_fade_dim": 4}
+    config.write_text(json.dumps(CONFIG | bank | {"memory_slots": 8, "memory_rank": 2}))
+    run = replace(options.run, out=options.run.out.with_name("bank"), save_every=None, check_every=None)
+    return train(replace(options, learning=Learning(rate=1e-2), most_steps=3, run=run))
+
+
+def rates(start: Start, learning: Learning) -> dict[str, float]:
+    """What learns of the model, by the end of its name, and how fast."""
+    made = begin(start, learning)
+    groups = groups_of(made.trained, made.learning)
+    of = {parameter: group["lr"] for group in groups for parameter in group["params"]}
+    return {
+        name.replace("modules_to_save.default.", "").removeprefix("base_model.model."): of[parameter]
+        for name, parameter in learners(made.trained).items()
+    }
+
+
+@pytest.mark.parametrize("learns", ["all", "memory", "lora"])
+def test_a_trained_memory_has_a_rate_of_its_own_and_keeps_what_was_worked_out(
+    options: LmOptions, trained_bank: Path, learns: Learns
+) -> None:
+    if learns == "lora":
+        pytest.importorskip("peft", reason="LoRA needs peft: pip install 'infinichat[train]'")
+    learning, memory = Learning(learns, rate=3e-3, gate_rate=0.05), "model.layers.0.memory."
+    new, old = (rates(start, learning) for start in (options.start, Start(str(trained_bank))))
+    below = {name for name in new if "lora_" in name and ".layers.0." in name}
+    assert bool(below) == (learns == "lora")
+    assert new.keys() - old.keys() == {memory + "say_out", *below}
+    everywhere = rates(Start(str(trained_bank)), replace(learning, lora_layers="all"))
+    assert new.keys() - everywhere.keys() == {memory + "say_out"}
+    for name, rate in old.items():
+        usual = 0.05 if is_gate(name) else 3e-3
+        assert new[name] == usual
+        assert rate == (TRAINED_RATE if name.startswith(memory) and not is_gate(name) else usual)
+    assert any(name.startswith(memory) for name in old)
+    slow = rates(Start(str(trained_bank)), replace(learning, rate=1e-6))
+    assert slow[memory + "context"] == 1e-6, "asked to be slow, it is not made faster"
+    given = replace(learning, memory_rate=2e-3)
+    for start in (options.start, Start(str(trained_bank))):
+        found = rates(start, given)
+        assert {rate for name, rate in found.items() if name.startswith(memory)} == {2e-3, 0.05}
+        assert all(rate == 3e-3 for name, rate in found.items() if not name.startswith(memory))
+
+
+def test_lora_above_a_memory_needs_a_layer_there(options: LmOptions, trained_bank: Path) -> None:
+    pytest.importorskip("peft", reason="LoRA needs peft: pip install 'infinichat[train]'")
+    learning = Learning("lora", lora_layers="above")
+    found = rates(options.start, learning)
+    assert any("lora_" in name for name in found)
+    assert not [name for name in found if "lora_" in name and ".layers.1." not in name]
+    assert options.start.config is not None
+    options.start.config.write_text(json.dumps(CONFIG))
+    with pytest.raises(UsageError, match=r"no layer above a memory. Next: --lora_layers all"):
+        begin(options.start, learning)
+
+
+def test_a_trained_memory_moves_in_small_steps(options: LmOptions, trained_bank: Path) -> None:
+    """By default, through the whole run, stopped and taken up, and in what it writes."""
+    said: list[str] = []
+    run = replace(options.run, check_every=None, schedule="constant")
+    again = replace(options, start=Start(str(trained_bank)), learning=Learning(rate=1e-2), run=run)
+    again = replace(again, most_steps=4)
+    folder = train(again, say=said.append)
+    assert "its memory, which is trained already, at 3e-05, 4 steps" in said[0]
+    before, after = (load_file(path / "model.safetensors") for path in (trained_bank, folder))
+    moved = {name: float((after[name] - before[name]).abs().max()) for name in before}
+    memory = {name: far for name, far in moved.items() if ".memory." in name and not is_gate(name)}
+    assert moved["model.layers.0.memory.say_out"] == 0
+    assert 0 < max(memory.values()) < 4.1 * TRAINED_RATE
+    assert moved["model.layers.1.self_attn.v_proj.weight"] > 1e-3
+    record = json.loads((folder / "run.json").read_text())
+    assert record["arguments"]["learning"]["memory_rate"] == TRAINED_RATE
+    other = replace(again, run=replace(run, out=run.out.with_name("other")))
+    with pytest.raises(Stop):
+        train(other, on_step=stop_at(3))
+    resumed = replace(other, run=replace(other.run, resume="last"))
+    faster = replace(resumed, learning=replace(again.learning, memory_rate=1e-3))
+    with pytest.raises(UsageError, match="was trained with memory_rate 3e-05, and now it is 0.001"):
+        train(faster)
+    found = load_file(train(resumed) / "model.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in after.items())
 
 
 def free_port() -> int:

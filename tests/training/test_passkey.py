@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from infinichat.cli.main import main
-from infinichat.corpus.passkeys import draw_key, for_training
+from infinichat.corpus.passkeys import OPENING, QUESTION, REPEATED, SENTENCE, draw_key, for_training
 from infinichat.engine.byte_tokenizer import ByteTokenizer
 from infinichat.errors import UsageError
 from infinichat.evals import passkey as measured
@@ -104,6 +104,23 @@ def test_a_row_has_exactly_so_many_tokens_and_only_its_answer_is_learned(depth: 
         assert at == pytest.approx(0.18 + 0.62 * depth, abs=0.1)
     with pytest.raises(UsageError, match="a row of 100 tokens is .* too short"):
         passkey_row(BYTES, random.Random(3), 100, training=True)
+
+
+@pytest.mark.parametrize("depth", [0.0, 0.5, 1.0, None])
+def test_key_and_question_stand_between_whole_lines(depth: float | None) -> None:
+    begun = set()
+    for tokens in range(900, 900 + len(REPEATED)):
+        row = BYTES.decode(passkey_row(BYTES, random.Random(tokens), tokens, training=True, depth=depth)[0])
+        key = row[-6:-1]
+        before, after = row.split(f" {SENTENCE.format(key=key)}")
+        assert after.endswith(f"{QUESTION} {key}.")
+        lines = after.removesuffix(f"{QUESTION} {key}.")
+        assert lines == REPEATED * (len(lines) // len(REPEATED))
+        filler = before.removeprefix(OPENING)
+        count, rest = divmod(len(filler), len(REPEATED))
+        assert filler == REPEATED[len(REPEATED) - rest :] + REPEATED * count
+        begun.add(rest)
+    assert begun == set(range(len(REPEATED))), "every length is reached"
 
 
 def test_every_step_and_process_has_other_keys(options: PasskeyOptions) -> None:

@@ -92,7 +92,7 @@ def figures_of(kind: Kind, shared: Shared) -> Figures:
 
     seed_everything(options.run.seed)
     model = make(kind, options.sizes, shared.tokenizer.vocab_size).to(shared.processes.device)
-    made = Started(model, model, shared.tokenizer, kind)
+    made = Started(model, model, shared.tokenizer, kind, options.learning, knows=False)
     if due("trained", options.deciding() | options.run.deciding(), trains=True):
         checked = _train(made, kind, shared, folder)
         write_model(made, folder / "checkpoint", extra={}, writes=writes)
