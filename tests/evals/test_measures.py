@@ -44,7 +44,7 @@ def bench(make_engine: MakeEngine) -> Bench:
     [
         (facts.measure, 2 * 2 * 2, 2),
         (updates.measure, 2 * 2 * 2 * 2, 1),
-        (unknown.measure, 2 * 2 * 2 * 2, 2),
+        (unknown.measure, 2 * 2 * 2 * 3, 2),
         (two_step.measure, 2 * 2 * 2, 2),
     ],
 )
