@@ -276,9 +276,9 @@ def bank_write(
         faded = faded - rule.force * share
         gone = replaced_for_good(share)
         if bool(gone.any()):
-            # With what it inherited: the orders of those that are gone, 0 for the others.
-            orders = whole.order * gone
-            gone = gone | ((heir[:, :, None] == orders[:, None]) & (orders[:, None] > 0)).any(dim=2)
+            # With what it inherited. No order comes near 2^40, so rows do not mix.
+            row = torch.arange(len(heir), device=heir.device)[:, None] << 40
+            gone = gone | torch.isin(heir + row, (whole.order + row)[gone])
             heir = torch.where(gone, order[:, at, None], heir)
     whole = replace(whole, faded=faded, heir=heir)
     rest = [tensor[:, filled + count :] for tensor in bank.tensors()]
