@@ -26,7 +26,7 @@ k what it answers. With alpha, w, u and B at zero, the untrained start, nothing 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,7 @@ from infinichat.attention.memory import wide, write_delta
 from infinichat.model.adapters import Adapters, Carried, cut
 from infinichat.model.configuration_infini import InfiniConfig
 from infinichat.model.layer_state import TOKEN_TAPS, LayerState
+from infinichat.model.looked_back import LookedBack
 from infinichat.model.memories import ResidualMemory
 from infinichat.model.topics import Topics
 
@@ -48,26 +49,6 @@ ADAPTER_RANK = 64
 
 GATE_RANK = 32
 """Hidden units of the write gate."""
-
-
-@dataclass(frozen=True, slots=True)
-class LookedBack:
-    """For T tokens their projections ``projected`` [B, T, K], and of the token before each: what it is stored
-    under, ``keys`` [B, T, K], what that was projected from, ``before`` [B, T, 10 C], its value ``tokens``
-    [B, T, C], its id in ``ids`` [B, T], how strongly it is written, ``strength`` [B, T], and whether the one
-    before it was, ``joined`` [B, T]."""
-
-    projected: Tensor
-    keys: Tensor
-    before: Tensor
-    tokens: Tensor
-    ids: Tensor
-    strength: Tensor
-    joined: Tensor
-
-    def row(self, at: int) -> LookedBack:
-        """One conversation's, as views."""
-        return LookedBack(*(getattr(self, field.name)[at : at + 1] for field in fields(self)))
 
 
 class BankMemory(ResidualMemory):

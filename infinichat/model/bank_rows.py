@@ -15,8 +15,9 @@ from torch import Tensor
 
 from infinichat.attention.memory import wide
 from infinichat.model.adapters import Carried
-from infinichat.model.bank_memory import BankMemory, LookedBack
+from infinichat.model.bank_memory import BankMemory
 from infinichat.model.layer_state import TAILS, LayerState
+from infinichat.model.looked_back import LookedBack
 from infinichat.model.memories import ResidualMemory
 
 
