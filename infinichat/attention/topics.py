@@ -36,7 +36,8 @@ def pooled(tokens: Tensor, salient: Tensor, left: Tensor) -> Tensor:
     if length == 1:
         weights = salient * left.flip(1).T
         summed = weights.transpose(1, 2) @ tokens
-        return (summed / (1 + weights.sum(dim=1))[..., None]).reshape(batch, 1, -1)
+        own = summed / (1 + weights.sum(dim=1))[..., None]
+        return own.reshape(batch, 1, salient.shape[2] * hidden)
     block = min(BLOCK, length)
     blocks, heads, width = -(-length // block), left.shape[0], RECENT - 1 + block
     more = (0, 0, 0, blocks * block - length)

@@ -10,6 +10,12 @@ from infinichat.corpus.vocabulary import words
 
 # noun phrases that a person can have, by the kind of value; {} lines up with MAKERS
 PERSONAL: dict[str, tuple[str, ...]] = {
+    "name": words("name"),
+    "year": words("birth year"),
+    "phone": words("phone number, mobile number, work number"),
+    "email": words("email address, work email"),
+    "diet": words("diet"),
+    "subject": words("subject of study"),
     "code": words(
         "locker code, PIN, badge number, room number, account number, phone extension, membership number, "
         "student number, "
@@ -41,7 +47,8 @@ PERSONAL: dict[str, tuple[str, ...]] = {
         "business partner, piano teacher, yoga teacher, driving instructor, babysitter, personal trainer, "
         "vet, supervisor, "
         "assistant, editor, agent, mechanic, wife, husband, mother, father, son, daughter, grandmother, "
-        "grandfather, "
+        "grandfather, girlfriend, boyfriend, partner, fiancé, grandson, granddaughter, stepson, "
+        "mother-in-law, "
         "oldest friend, chess partner, dance partner, tutor, first teacher, godmother, godfather, team "
         "leader, tennis coach"
     ),
@@ -190,3 +197,25 @@ BARE_THINGS: dict[str, tuple[str, ...]] = {
     "reference": words("flight number, booking reference"),
 }
 """What a talk has one of: "the pass key", nobody's and of no place."""
+
+EVENTS = words(
+    "flight, meeting, appointment, dentist appointment, doctor's appointment, exam, job interview, party, "
+    "concert, wedding, class, presentation, haircut, driving test, check-up, piano lesson, train, delivery, "
+    "dinner with friends, date, conference, surgery, graduation, housewarming, yoga class"
+)
+"""What somebody has at some time: a date, a day of the week, or a time of day."""
+
+EVERYDAY = words(
+    "name, home town, home country, birthplace, birth year, age, birthday, job, company, hobby, "
+    "instrument, car, native language, language course, subject of study, allergy, diet, address, street, "
+    "surname, nickname, phone number, email address, star sign, wake-up time, bedtime, room number, shoe "
+    "size, holiday destination, wedding anniversary, anniversary, passport number, PIN, locker code, wifi "
+    "password, password, flight number, favourite food, favourite drink, favourite colour, favourite "
+    "film, favourite book, favourite sport, favourite animal, favourite song, favourite author, favourite "
+    "actor, dog's name, cat's name, rabbit's name, wife, husband, girlfriend, boyfriend, partner, sister, "
+    "brother, mother, father, son, daughter, best friend, boss, neighbour, doctor, dentist, teacher"
+)
+"""What people tell a stranger first: never kept for validation, and drawn more often."""
+
+MINE_ONLY = words("name")
+"""What only the user is asked about here: somebody else is named by their name."""

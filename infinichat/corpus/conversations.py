@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from infinichat.corpus.facts import Fact, FactMaker, Question, Sentence, join
+from infinichat.corpus.facts import FactMaker
 from infinichat.corpus.filler import Filler
+from infinichat.corpus.sentences import Fact, Question, Sentence, join
 
 OTHER, VALUE, IGNORE = 0, 1, 2
 GENERAL = -2

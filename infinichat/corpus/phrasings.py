@@ -86,6 +86,29 @@ ASK_HELD_OUT = (
 )
 PASSKEY = ("The {n} is {v}. Remember it. {v} is the {n}.", "The {n} is {v}. Remember it.")
 
+# Before and around sentences that tell with a verb of their own ("I live in {v}.").
+SPOKEN_OPENINGS = (
+    *(
+        "Hi! ",
+        "Hello! ",
+        "Hey, ",
+        "By the way, ",
+        "So, ",
+        "Well, ",
+        "Oh, ",
+        "Also, ",
+        "And ",
+        "OK, ",
+        "Yes. ",
+    ),
+    *("Good morning! ", "One thing: ", "Thanks. ", "Sure. ", "Fine, ", "Right, ", "Just so you know, "),
+)
+SPOKEN_CORRECT = (
+    *("Actually, {form}", "Sorry, {form}", "Correction: {form}", "No, {form}", "Oh, {form}", "Wait, {form}"),
+    *("I was wrong, {form}", "It has changed: {form}", "Not any more: {form}", "These days {form}"),
+    *("I made a mistake. In truth {form}", "As of today {form}", "Now {form}"),
+)
+
 # In training beside the ones above; measures draw from those.
 TELL_MORE = (
     "Hey, {p} is {v}.",

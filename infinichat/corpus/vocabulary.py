@@ -213,6 +213,10 @@ ADJECTIVES = words(
     "restless, scarlet, silver, southern, stolen, velvet, wandering, wild, winter, wooden, ancient, "
     "bright, curious, last"
 )
+DIETS = words(
+    "vegetarian, vegan, pescatarian, gluten-free, kosher, halal, lactose-free, low-carb, sugar-free"
+)
+MAILS = words("mail.com, post.org, letters.net, inbox.io")
 STREETS = words("Street, Road, Lane, Avenue, Square, Drive, Way, Court, Hill")
 
 
@@ -301,11 +305,26 @@ def street(rng: random.Random, held_out: bool) -> str:
     return f"{rng.randint(1, 99)} {base}" if rng.random() < 0.4 else base
 
 
+def phone(rng: random.Random, held_out: bool) -> str:
+    """A phone number in one of three notations."""
+    seven = "".join(rng.choice("0123456789") for _ in range(7))
+    shape = rng.random()
+    if shape < 0.4:
+        return f"{seven[:3]}-{seven[3:]}"
+    return f"0{seven}" if shape < 0.7 else f"0{rng.randint(11, 99)} {seven[:6]}"
+
+
+def email(rng: random.Random, held_out: bool) -> str:
+    """An address of electronic mail."""
+    return f"{choose(rng, NAMES, held_out).lower()}{rng.randint(1, 99)}@{rng.choice(MAILS)}"
+
+
 MAKERS: dict[str, Maker] = {
     "code": digits(3, 6),
     "number": digits(1, 3),
     "age": lambda rng, held_out: str(rng.randint(2, 95)),
     "person": person,
+    "name": person,
     "pet": _choice(PET_NAMES),
     "colour": _choice(COLOURS),
     "town": _choice(TOWNS),
@@ -337,4 +356,8 @@ MAKERS: dict[str, Maker] = {
     "time": time_of_day,
     "reference": reference,
     "street": street,
+    "year": lambda rng, held_out: str(rng.randint(1930, 2015)),
+    "phone": phone,
+    "email": email,
+    "diet": _choice(DIETS),
 }

@@ -11,7 +11,8 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from infinichat.corpus.facts import Fact, FactMaker, Side
+from infinichat.corpus.facts import FactMaker, Side
+from infinichat.corpus.sentences import Fact
 from infinichat.evals.asking import Asked, Script
 from infinichat.evals.bench import Bench
 from infinichat.evals.judging import says

@@ -72,6 +72,9 @@ BEFORE = frozenset(
         "speaking",
         "speak",
         "speaks",
+        "study",
+        "studies",
+        "learning",
         "room",
         "live",
         "lives",
@@ -157,6 +160,13 @@ def says(value: str, *, never: Sequence[str] = ()) -> Judge:
         return any(_alone(text, found) for found in wanted.finditer(text))
 
     return judge
+
+
+def names(value: str) -> Judge:
+    """Right is an answer in which ``value`` stands as whole words, whatever is beside it: for sentences that
+    somebody wrote, where a right answer may be "a plumber in Leeds"."""
+    wanted = _whole(normalised(value))
+    return lambda answer: wanted.search(normalised(answer)) is not None
 
 
 def completes(value: str) -> Judge:

@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from infinichat.corpus.facts import NOT_TOLD, FactMaker, Side
+from infinichat.corpus.facts import FactMaker, Side
 from infinichat.corpus.passkeys import OPENING
-from infinichat.evals import facts, needle, passkey, two_step, updates
+from infinichat.corpus.sentences import NOT_TOLD
+from infinichat.evals import everyday, facts, needle, passkey, two_step, updates
 from infinichat.evals.asking import Asked, MakeScript, Script
 from infinichat.evals.bench import Bench
 from infinichat.evals.filler import FillerText, Stretch
@@ -119,6 +120,9 @@ def dialogues(seed: int, *, first: bool) -> Route:
     def combining(rng: random.Random) -> Script:
         return two_step.script(rng, side="seen", count=16)
 
+    def by_hand(rng: random.Random) -> Script:
+        return everyday.script(rng, side="held_out", count=16)
+
     label = {"side": "seen", "filler": "dialogues"}
     near = _facts(4, "seen", "dialogues", 4, (512,))
     groups = [
@@ -126,6 +130,7 @@ def dialogues(seed: int, *, first: bool) -> Route:
         _facts(64, "seen", "dialogues", 1, (64 * K,)),
         _facts(16, "held_out", "dialogues", 3, (64 * K,)),
         Group("updates", updating, 3, (16 * K,), 16, label=label),
+        Group("everyday", by_hand, 3, (2 * K, 16 * K, 64 * K), 16, label=label | {"side": "held_out"}),
         _facts(8, "seen", "dialogues", 2, (64 * K,)),
         _facts(1, "seen", "dialogues", 4, (64 * K,)),
         Group("two-step", combining, 2, (16 * K,), 16, label=label),

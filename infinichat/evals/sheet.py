@@ -17,7 +17,7 @@ from infinichat.evals.plots import draw, short
 from infinichat.evals.routes import NEVER
 from infinichat.evals.task import MEMORIES, Cell, Memory, Report, wilson
 
-ORDER = ("facts", "updates", "two-step", "in the window", "passkey", "needle")
+ORDER = ("facts", "everyday", "updates", "two-step", "in the window", "passkey", "needle")
 Key = tuple[Any, ...]
 
 LEAST_SHOWN = 10
@@ -64,6 +64,8 @@ class Row:
             plural = "" if self.facts == 1 else "s"
             held = ", kinds never trained on" if self.label == "held_out" else ""
             return f"{self.facts} fact{plural}{held}"
+        if self.row == "everyday":
+            return f"{self.facts} everyday sentences, written by hand"
         if self.row == "in the window":
             return f"{self.facts} facts, still in the window"
         if self.row == NEVER:
@@ -91,7 +93,7 @@ def rows(lines: Iterable[dict[str, Any]]) -> list[Row]:
             count = cell.counts.setdefault(line["memory"], Count())
             for result in results:
                 count.add(result)
-    rank = {name: place for place, name in enumerate((*ORDER[:2], NEVER, *ORDER[2:]))}
+    rank = {name: place for place, name in enumerate((*ORDER[:3], NEVER, *ORDER[3:]))}
     return sorted(
         found.values(),
         key=lambda r: (rank.get(r.row, 99), r.label == "held_out", r.facts, r.filler, r.length, r.depth or 0),

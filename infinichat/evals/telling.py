@@ -7,12 +7,8 @@ from collections.abc import Sequence
 
 from infinichat.chat_format import Utterance
 from infinichat.corpus.conversations import ACKS
-from infinichat.corpus.facts import Fact, FactMaker, Sentence, join
-
-
-def about(fact: Fact) -> tuple[str, str, str]:
-    """What a listener takes a fact to be about: "my sister" and "my sister's name" are one thing."""
-    return (fact.subject, fact.name, fact.noun.removesuffix("'s name"))
+from infinichat.corpus.facts import FactMaker
+from infinichat.corpus.sentences import Fact, Sentence, is_bound, join
 
 
 def distinct_facts(maker: FactMaker, count: int, rng: random.Random) -> list[Fact]:
@@ -20,7 +16,7 @@ def distinct_facts(maker: FactMaker, count: int, rng: random.Random) -> list[Fac
     found: dict[tuple[str, str, str], Fact] = {}
     while len(found) < count:
         fact = maker.fact(rng)
-        found.setdefault(about(fact), fact)
+        found.setdefault(fact.key, fact)
     return list(found.values())
 
 
@@ -38,16 +34,16 @@ def as_messages(sentences: Sequence[Sentence], rng: random.Random) -> tuple[Utte
 
 def strangers(maker: FactMaker, told: Sequence[Fact], count: int, rng: random.Random) -> list[Fact]:
     """Facts that were never told; every second one, where possible, about somebody of whom something was."""
-    known = {about(fact) for fact in told}
+    known = {fact.key for fact in told}
     people = [fact for fact in told if fact.subject != "thing"]
     found: list[Fact] = []
     while len(found) < count:
         fact = maker.fact(rng)
-        if len(found) % 2 and people and fact.subject != "thing":
+        if len(found) % 2 and people and fact.subject != "thing" and not is_bound(fact):
             near = rng.choice(people)
             fact = Fact(near.subject, near.name, fact.noun, fact.kind, fact.value)
-        if about(fact) not in known:
-            known.add(about(fact))
+        if fact.key not in known:
+            known.add(fact.key)
             found.append(fact)
     return found
 
@@ -55,14 +51,14 @@ def strangers(maker: FactMaker, told: Sequence[Fact], count: int, rng: random.Ra
 def neighbours(maker: FactMaker, told: Sequence[Fact], count: int, rng: random.Random) -> list[Fact]:
     """Facts that were never told and resemble one that was: in turns the same of somebody else, and another
     of the same kind about the same one."""
-    known = {about(fact) for fact in told}
+    known = {fact.key for fact in told}
     found: list[Fact] = []
     while len(found) < count:
         near = rng.choice(told)
         fact = maker.sibling(rng, near)
-        if len(found) % 2 and near.subject != "thing":
+        if len(found) % 2 and near.subject != "thing" and not is_bound(near):
             fact = Fact(*maker.subject(rng), near.noun, near.kind, near.value)
-        if about(fact) not in known:
-            known.add(about(fact))
+        if fact.key not in known:
+            known.add(fact.key)
             found.append(fact)
     return found

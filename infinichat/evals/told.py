@@ -29,13 +29,14 @@ def measure_told(
     *,
     counts: Sequence[int] | None = None,
     questions: Callable[[int], int] = lambda count: count,
+    sides: Sequence[Side] | None = None,
 ) -> Report:
     """Cells by number of facts, length, memory, side and kind of filler. ``counts`` are the numbers of facts
-    (default: those of the options), ``questions`` how many a conversation with so many facts is counted
-    for."""
+    and ``sides`` of the corpus which (default: those of the options), ``questions`` how many a conversation
+    with so many facts is counted for."""
     filler, tally = FillerText(options.filler), Tally()
     for count in options.facts if counts is None else counts:
-        for side in options.sides:
+        for side in options.sides if sides is None else sides:
             for kind in options.kinds:
 
                 def make(rng: random.Random, side: Side = side, count: int = count) -> Script:

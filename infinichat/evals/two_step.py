@@ -9,7 +9,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from infinichat.corpus.facts import Fact, FactMaker, Sentence, Side
+from infinichat.corpus.facts import FactMaker, Side
+from infinichat.corpus.sentences import Fact, Sentence, is_bound
 from infinichat.corpus.vocabulary import NAMES, choose
 from infinichat.evals.asking import Asked, Script
 from infinichat.evals.bench import Bench
@@ -53,7 +54,7 @@ def personal(maker: FactMaker, name: str, rng: random.Random) -> Fact:
     """A fact about a person of this name that is not itself a person."""
     while True:
         fact = maker.fact(rng)
-        if fact.subject != "thing" and fact.kind != "person":
+        if fact.subject != "thing" and fact.kind != "person" and not is_bound(fact):
             return Fact("person", name, fact.noun, fact.kind, fact.value)
 
 

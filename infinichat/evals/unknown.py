@@ -11,7 +11,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from infinichat.corpus.facts import NOT_TOLD, FactMaker, Side
+from infinichat.corpus.facts import FactMaker, Side
+from infinichat.corpus.sentences import NOT_TOLD
 from infinichat.evals.asking import Asked, Script
 from infinichat.evals.bench import Bench
 from infinichat.evals.judging import admits

@@ -7,7 +7,8 @@ import random
 from dataclasses import replace
 from typing import Any
 
-from infinichat.corpus.facts import Fact, FactMaker, Side
+from infinichat.corpus.facts import FactMaker, Side
+from infinichat.corpus.sentences import Fact
 from infinichat.errors import UsageError
 from infinichat.evals.asking import Asked, Script
 from infinichat.evals.bench import Bench

@@ -22,8 +22,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from infinichat.corpus.conversations import Asked, Stream, StreamMaker, Told
-from infinichat.corpus.facts import Fact, FactMaker, Side
+from infinichat.corpus.facts import FactMaker, Side
 from infinichat.corpus.filler import Filler
+from infinichat.corpus.sentences import Fact
 
 GROUP = 7
 """Questions in a stream."""

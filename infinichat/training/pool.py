@@ -19,7 +19,7 @@ from torch import Tensor
 
 from infinichat.attention.topics import RECENT, pooled
 from infinichat.corpus.conversations import Asked, Told
-from infinichat.corpus.facts import Fact
+from infinichat.corpus.sentences import Fact
 from infinichat.model.bank_memory import STATE_TAPS, BankMemory
 from infinichat.model.layer_state import TOKEN_TAPS
 from infinichat.model.modeling_infini import InfiniForCausalLM

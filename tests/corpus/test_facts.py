@@ -4,10 +4,12 @@ verb."""
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
 
-from infinichat.corpus.facts import NOT_TOLD, Fact, FactMaker, Side, combined
+from infinichat.corpus.attributes import EVERYDAY
+from infinichat.corpus.facts import FactMaker, Side, combined
 from infinichat.corpus.phrasings import (
     ASK,
     ASK_HELD_OUT,
@@ -19,6 +21,10 @@ from infinichat.corpus.phrasings import (
     TELL_HELD_OUT,
     TELL_MORE,
 )
+from infinichat.corpus.sentences import NOT_TOLD, Fact
+from infinichat.corpus.spoken import SPOKEN
+from infinichat.corpus.vocabulary import MAKERS, is_held_out
+from infinichat.corpus.ways import ways
 
 SIDES: tuple[Side, ...] = ("train", "seen", "held_out")
 CLARA = Fact("person", "Clara", "home town", "town", "Toronto")
@@ -78,6 +84,109 @@ def test_who_asks_with_a_verb_is_answered_with_it() -> None:
     unknown = {q.ask: q.answer for q in (maker.ask(rng, CLARA, told=False) for _ in range(1000))}
     assert unknown["Where does Clara live?"] == "Clara lives in a place you have not told me."
     assert unknown["What is Clara's home town?"] == f"Clara's home town is {NOT_TOLD}."
+
+
+def test_what_people_tell_first_is_trained_on_whatever_its_checksum() -> None:
+    nouns = {noun for noun, _ in FactMaker("train").personal}
+    assert set(EVERYDAY) - {noun for noun, _ in FactMaker("train").daily} <= {"anniversary"}
+    assert {"name", "job", "dog's name", "sister", "favourite food"} <= nouns
+    assert any(is_held_out(noun) for noun in EVERYDAY)
+    assert not nouns & {noun for noun, _ in FactMaker("held_out").personal}
+    rng, maker = random.Random(5), FactMaker("seen")
+    drawn = [maker.fact(rng).noun for _ in range(2000)]
+    assert sum(noun in EVERYDAY for noun in drawn) > 500
+    assert drawn.count("name") > 5
+
+
+def test_only_the_user_is_asked_for_their_name() -> None:
+    maker, rng = FactMaker("train"), random.Random(6)
+    for _ in range(500):
+        beside = maker.sibling(rng, Fact("person", "Clara", "surname", "made_up", "Quilbel"))
+        assert (beside.noun == "name") <= (beside.subject == "user")
+    fact = Fact("user", "", "name", "name", "Tomas")
+    told = {maker.tell(rng, fact).text for _ in range(2000)}
+    assert {"My name is Tomas.", "I'm Tomas.", "Hi, I am Tomas, nice to meet you."} & told
+    assert {maker.ask(rng, fact).answer for _ in range(300)} == {"Your name is Tomas."}
+
+
+def test_a_relative_and_their_name_are_one_thing_and_said_in_the_words_of_the_question() -> None:
+    sister = Fact("user", "", "sister", "person", "Anna")
+    assert sister.key == Fact("user", "", "sister's name", "person", "Anna").key
+    maker, rng = FactMaker("train"), random.Random(7)
+    answers = {q.ask: q.answer for q in (maker.ask(rng, sister) for _ in range(3000))}
+    assert answers["Who is my sister?"] == "Your sister is Anna."
+    assert answers["What's my sister's name?"] == "Your sister's name is Anna."
+    assert answers["What is my sister called?"] == "Your sister is called Anna."
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "answer"),
+    [
+        ("weekday", "Friday", "Your flight is on Friday."),
+        ("date", "14 March", "Your flight is on 14 March."),
+        ("time", "15:30", "Your flight is at 15:30."),
+    ],
+)
+def test_an_event_is_on_a_day_and_at_a_time(kind: str, value: str, answer: str) -> None:
+    maker, rng = FactMaker("train"), random.Random(8)
+    event = Fact("user", "", "flight", kind, value)
+    answers = {q.ask: q.answer for q in (maker.ask(rng, event) for _ in range(300))}
+    assert answers["When is my flight?"] == answer
+    echoes = {maker.tell(rng, event).echo for _ in range(300)}
+    assert answer.removesuffix(f"{value}.") in echoes
+
+
+def test_articles_contractions_and_corrections_are_as_people_type_them() -> None:
+    maker, rng = FactMaker("train"), random.Random(9)
+    old, new = (Fact("user", "", "job", "job", job) for job in ("plumber", "electrician"))
+    told = {maker.tell(rng, new).text for _ in range(2000)}
+    assert {"I work as an electrician.", "I'm an electrician."} <= told
+    assert any(text.endswith(", I'm an electrician.") for text in told)
+    assert not any(" a electrician" in text for text in told)
+    corrected = {maker.tell(rng, new, old=old).text for _ in range(3000)}
+    assert any(text.endswith((", I'm an electrician.", ", I am an electrician.")) for text in corrected)
+    home = Fact("user", "", "home town", "town", "Oslo")
+    corrected = {maker.tell(rng, home, old=CLARA).text for _ in range(3000)}
+    assert any(text.endswith(", we live in Oslo.") for text in corrected)
+    colour = Fact("user", "", "favourite colour", "colour", "red")
+    asked = {maker.ask(rng, colour).ask for _ in range(5000)}
+    assert {"What is my favourite colour?", "What is my favorite color?"} <= asked
+
+
+def test_each_way_says_what_it_is_about_before_the_value_and_asks_without_it() -> None:
+    assert len(ways()) > 300
+    for kind, way in ways().items():
+        (asks,) = way.spoken.asks
+        assert len(way.spoken.mine) >= 5, kind
+        assert len(asks.mine) >= 4, kind
+        for form in (*way.spoken.mine, *asks.mine, asks.answer_mine):
+            assert form.count("{s}") == way.other, form
+            assert form.count("{v}") == (form in way.spoken.mine), form
+            assert not re.search(r"\{(?!s\}|v\})", form), form
+        assert not any(form.startswith("{v}") for form in way.spoken.mine), kind
+        assert asks.answer_mine.endswith(" "), kind
+        assert (way.maker in MAKERS) != (len(way.values) >= 10), kind
+        assert way.key not in ("", *SPOKEN), kind
+
+
+def test_ways_are_drawn_told_corrected_and_asked_for_on_both_sides() -> None:
+    for side in SIDES:
+        maker, rng, met = FactMaker(side), random.Random(10), set()
+        for _ in range(1500):
+            fact = maker.fact(rng)
+            if fact.kind not in ways():
+                continue
+            met.add(fact.kind)
+            assert (fact.subject == "person") == ways()[fact.kind].other
+            assert is_held_out(fact.noun) == (side == "held_out")
+            told, again = maker.tell(rng, fact), maker.tell(rng, maker.corrected(rng, fact), old=fact)
+            assert fact.value in told.text
+            assert told.echo == maker.ask(rng, fact).answer.removesuffix(f"{fact.value}.")
+            assert fact.name in told.text
+            assert fact.name in again.text
+            assert maker.sibling(rng, fact).key != fact.key
+            assert maker.ask_on_page(rng, fact).answer.endswith(fact.value)
+        assert len(met) > 20, side
 
 
 def test_two_facts_share_a_sentence_and_the_second_has_a_pronoun() -> None:

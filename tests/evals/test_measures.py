@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +11,12 @@ import pytest
 import torch
 
 from infinichat.corpus.facts import FactMaker
+from infinichat.corpus.phrasings import TELL, TELL_MORE
+from infinichat.corpus.spoken import KIN_SPOKEN, PET_SPOKEN, SPOKEN
 from infinichat.evals import (
     babilong,
     chat,
+    everyday,
     facts,
     gates,
     needle,
@@ -23,8 +27,9 @@ from infinichat.evals import (
     updates,
 )
 from infinichat.evals.bench import Bench
+from infinichat.evals.judging import names
 from infinichat.evals.task import Options, Report
-from infinichat.evals.telling import about, distinct_facts, neighbours
+from infinichat.evals.telling import distinct_facts, neighbours
 
 from .conftest import MakeEngine
 
@@ -46,6 +51,7 @@ def bench(make_engine: MakeEngine) -> Bench:
         (updates.measure, 2 * 2 * 2 * 2, 1),
         (unknown.measure, 2 * 2 * 2 * 3, 2),
         (two_step.measure, 2 * 2 * 2, 2),
+        (everyday.measure, 2 * 2, 2),
     ],
 )
 def test_a_measure_asks_at_each_length_on_each_side_under_each_condition(
@@ -82,6 +88,37 @@ def test_all_facts_of_a_script_are_different_and_told(bench: Bench) -> None:
     assert all(asked.right(f"It is {asked.expected}.") for asked in script.asked)
 
 
+def test_everyday_sentences_hold_their_values_and_never_contradict_each_other() -> None:
+    everything = everyday.sayings()
+    assert len(everything) >= 100
+    for one in everything:
+        assert names(one.value)(one.tell), one
+        assert not names(one.value)(one.ask), one
+    script = everyday.script(random.Random(1), side="held_out", count=32)
+    said = [message.content for message in script.told if message.role == "user"]
+    told = [one for one in everything if one.tell in said]
+    assert len({one.topic for one in told}) == len(told) == len(script.asked) == 32
+    assert {asked.text for asked in script.asked} == {one.ask for one in told}
+    for asked in script.asked:
+        assert asked.right(f"That would be {asked.expected} in the end.")
+        assert not asked.right(f"That would be un{asked.expected}ed.")
+
+
+def test_most_everyday_sentences_are_no_pattern_of_training() -> None:
+    """A few always are: "My name is ..." is how one says it."""
+    fields = {"{v}": ".+", "{n}": ".+", "{p}": "my .+", "{P}": "My .+"}
+    forms = [form for ways in (*SPOKEN.values(), PET_SPOKEN, KIN_SPOKEN) for form in ways.mine]
+    patterns = []
+    for form in (*TELL, *TELL_MORE, *forms):
+        pattern = re.escape(form.replace("I am", "I'm"))
+        for field, words in fields.items():
+            pattern = pattern.replace(re.escape(field), words)
+        patterns.append(re.compile(pattern))
+    tellings = [one.tell.replace("I am", "I'm") for one in everyday.sayings()]
+    alike = [tell for tell in tellings if any(pattern.fullmatch(tell) for pattern in patterns)]
+    assert 0 < len(alike) < len(tellings) / 2
+
+
 def test_the_newest_value_is_told_last_and_an_older_one_is_wrong() -> None:
     script = updates.script(random.Random(1), side="seen", count=16)
     messages = [message.content for message in script.told if message.role == "user"]
@@ -106,8 +143,8 @@ def test_neighbours_resemble_what_was_told_and_were_not() -> None:
     maker, rng = FactMaker("seen"), random.Random(4)
     told = distinct_facts(maker, 12, rng)
     near = neighbours(maker, told, 24, rng)
-    known = {about(fact) for fact in told}
-    assert len({about(fact) for fact in near} - known) == 24
+    known = {fact.key for fact in told}
+    assert len({fact.key for fact in near} - known) == 24
     nouns, owners = {fact.noun for fact in told}, {fact.key[:2] for fact in told}
     assert all(fact.noun in nouns or fact.key[:2] in owners for fact in near)
     assert any(fact.key[:2] not in owners for fact in near)
