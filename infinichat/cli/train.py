@@ -7,13 +7,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from infinichat.cli import train_lm, train_paper
 from infinichat.cli.context import Context
 from infinichat.cli.pages import keep_pages
 from infinichat.cli.parser import add_model, whole
+
+if TYPE_CHECKING:
+    from infinichat.training.lm_run import Processes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,6 +86,16 @@ def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def processes_of() -> Processes | None:
+    """Those that ``accelerate launch`` or ``torchrun`` started; None for one process, which needs no
+    Accelerate."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return None
+    from infinichat.training.lm_run import Processes
+
+    return Processes(cpu=True)
+
+
 def train_memory_verb(args: argparse.Namespace, context: Context) -> int:
     keep_pages()
     import torch
@@ -111,7 +126,11 @@ def train_memory_verb(args: argparse.Namespace, context: Context) -> int:
         console.clear_progress()
         console.status(line)
 
-    folder = train_memory(loaded, options, report=console.progress, say=say)
+    processes = processes_of()
+    if processes is not None and not processes.first:
+        train_memory(loaded, options, report=lambda _: None, processes=processes)
+        return 0
+    folder = train_memory(loaded, options, report=console.progress, say=say, processes=processes)
     console.clear_progress()
     console.line(str(folder))
     for picture in draw(args.out):

@@ -2,6 +2,9 @@
 
 Step s of a stage draws from generators seeded with (seed, stage, s) and from nothing else, so the state of a
 run is the parameters, the optimizer's moments and a number. It is kept as safetensors, never pickle.
+
+Of several processes each draws its own part of a step, and all take the mean of their gradients: N of them do
+the work of steps N times as large. The first writes and says things.
 """
 
 from __future__ import annotations
@@ -12,10 +15,10 @@ import os
 import platform
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
@@ -23,6 +26,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from infinichat.training.stages import Stage, trainable
+
+if TYPE_CHECKING:
+    from infinichat.training.lm_run import Processes
 
 CLIP = 1.0
 WARM_UP = 20
@@ -55,9 +61,9 @@ def rate_at(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / WARM_UP) * (1 - (1 - LAST_RATE) * step / max(1, steps))
 
 
-def seeded(seed: int, stage: str, step: int) -> random.Random:
-    """The step's generator; torch's is seeded beside it."""
-    digest = hashlib.sha256(f"{seed}/{stage}/{step}".encode()).digest()
+def seeded(seed: int, stage: str, step: int, process: int = 0) -> random.Random:
+    """The step's generator in one of the processes; torch's is seeded beside it."""
+    digest = hashlib.sha256(f"{seed}/{stage}/{step}{f'/{process}' if process else ''}".encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:8], "little") % 2**63)
     return random.Random(digest)
 
@@ -70,10 +76,13 @@ def run_stage(
     check: Check | None = None,
     report: Callable[[str], None] | None = None,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
+    processes: Processes | None = None,
 ) -> None:
     """Train ``stage``'s parameters in place for ``plan.steps`` steps; what is in ``out`` is taken up where it
     stopped. Writes ``<stage>.safetensors`` (the run's state) and ``<stage>.jsonl`` (one line per logged step,
-    and one per check). ``report`` gets a line at each logged step."""
+    and one per check). ``report`` gets a line at each logged step. ``processes`` are those that share the
+    work, None: this one has it all; what is logged of a loss is the first one's."""
+    first_one = processes is None or processes.first
     out.mkdir(parents=True, exist_ok=True)
     parameters = trainable(stage)
     groups = [
@@ -82,15 +91,23 @@ def run_stage(
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
     file = out / f"{stage.name}.safetensors"
     first = load_run(file, parameters, optimizer) if file.exists() else 0
+    if processes is not None:
+        processes.wait()  # until all have read what the first will write over
     say = report if report is not None else lambda _: None
-    with (out / f"{stage.name}.jsonl").open("a", encoding="utf-8") as log:
+    if not first_one:
+        check, say = None, lambda _: None
+    log_file = out / f"{stage.name}.jsonl" if first_one else Path(os.devnull)
+    with log_file.open("a", encoding="utf-8") as log:
         for step in range(first, plan.steps):
             started = time.perf_counter()
             for group in optimizer.param_groups:
                 group["lr"] = group["rate"] * rate_at(step, plan.steps)
-            loss, numbers = stage.loss(seeded(plan.seed, stage.name, step))
+            process = processes.share.index if processes is not None else 0
+            loss, numbers = stage.loss(seeded(plan.seed, stage.name, step, process))
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
+            if processes is not None:
+                mean_gradients(list(parameters.values()), processes)
             nn.utils.clip_grad_norm_(list(parameters.values()), CLIP)
             optimizer.step()
             numbers = {"loss": loss.item(), **numbers, "seconds": time.perf_counter() - started}
@@ -107,10 +124,18 @@ def run_stage(
                 check.say(
                     f"{stage.name} {step + 1}: " + ", ".join(f"{k} {v:.3g}" for k, v in figures.items())
                 )
-            if (step + 1) % plan.save_every == 0 or last:
+            if first_one and ((step + 1) % plan.save_every == 0 or last):
                 save_run(file, parameters, optimizer, step + 1)
             if on_step is not None:
                 on_step(step + 1, numbers)
+
+
+def mean_gradients(parameters: Sequence[nn.Parameter], processes: Processes) -> None:
+    """Every parameter's gradient becomes its mean over all processes."""
+    processes.add_gradients(list(parameters))
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad.div_(processes.share.count)
 
 
 BAR = 20

@@ -43,6 +43,7 @@ from infinichat.training.cache import (
 )
 from infinichat.training.checks import gate_on, recall_on
 from infinichat.training.general import general_answers, general_streams
+from infinichat.training.lm_run import Processes
 from infinichat.training.loop import Check, Plan, run_record, run_stage
 from infinichat.training.plain import lower, offsets_of
 from infinichat.training.pool import Pool
@@ -126,9 +127,17 @@ def start_afresh(memory: BankMemory, model: InfiniForCausalLM, layer: int, *, se
         memory.context[:, :width] = shared.reshape(-1, width)
 
 
-def train_memory(loaded: LoadedModel, options: Options, *, report: Report, say: Report | None = None) -> Path:
+def train_memory(
+    loaded: LoadedModel,
+    options: Options,
+    *,
+    report: Report,
+    say: Report | None = None,
+    processes: Processes | None = None,
+) -> Path:
     """Prepare, train and write the checkpoint; returns its folder. Takes up whatever is in ``options.out``.
-    ``report`` gets passing lines of progress, ``say`` those that should stay."""
+    ``report`` gets passing lines of progress, ``say`` those that should stay. ``processes`` share the steps'
+    work; the first alone prepares and writes."""
     started = time.perf_counter()
     unknown = [name for name in options.stages if name not in STAGES]
     if unknown:
@@ -139,7 +148,10 @@ def train_memory(loaded: LoadedModel, options: Options, *, report: Report, say: 
     give_topics(loaded, memory, options)
     if options.fresh:
         start_afresh(memory, loaded.model, layer, seed=options.seed)
-    hashes = cache_streams(loaded, layer, options, report=report)
+    first = processes is None or processes.first
+    hashes = cache_streams(loaded, layer, options, report=report) if first else {}
+    if processes is not None:
+        processes.wait()
     pool = pool_of(loaded, layer, options, ("train", "mixed", "page", "general"))
     checks = {side: pool_of(loaded, layer, options, (side,)) for side in CHECK_SIDES}
     report(f"{len(pool.told)} facts in {len(pool.ids):,} tokens")
@@ -151,10 +163,13 @@ def train_memory(loaded: LoadedModel, options: Options, *, report: Report, say: 
         stage = _stage(name, loaded, layer, memory, pool)
         check = Check(CHECK_EVERY[name], partial(_checked, name, memory, checks), say or report)
         plan = Plan(options.steps_of(name), options.seed)
-        run_stage(stage, options.out, plan, check=check, report=report)
+        run_stage(stage, options.out, plan, check=check, report=report, processes=processes)
     arguments = asdict(options) | {"text": options.text.name, "out": options.out.name}
     record = run_record(arguments, data=hashes, seconds=time.perf_counter() - started)
     record["start"] = None if options.fresh else loaded.fingerprint
+    record["processes"] = 1 if processes is None else processes.share.count
+    if not first:
+        return options.out / "checkpoint"
     return write(loaded, layer, memory, options.out / "checkpoint", record)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,7 +38,7 @@ from infinichat.training.cache import (
     write_shard,
 )
 from infinichat.training.checks import PIECE, gate_on, recall_on
-from infinichat.training.loop import Check, Plan, run_stage
+from infinichat.training.loop import Check, Plan, run_stage, seeded
 from infinichat.training.plain import decode, lower, offsets_of, past_of
 from infinichat.training.plots import draw, series
 from infinichat.training.pool import Episode, Pool
@@ -44,6 +46,8 @@ from infinichat.training.prepare import Options, give_topics
 from infinichat.training.reading import follow, project, read, same_slot, seen_at, slots_of, write
 from infinichat.training.recall import RecallStage, Row
 from infinichat.training.stages import GateStage, KeysStage, MarksStage
+
+from .test_lm import in_two_processes
 
 LAYER = 1
 
@@ -62,6 +66,11 @@ def text(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def model() -> InfiniForCausalLM:
+    return tiny()
+
+
+def tiny() -> InfiniForCausalLM:
+    """The same in every process."""
     torch.manual_seed(0)
     config = InfiniConfig(
         vocab_size=ByteTokenizer().vocab_size,
@@ -212,6 +221,61 @@ def test_a_stopped_run_goes_on_exactly(model: InfiniForCausalLM, cached: Shard, 
         train(tmp_path / "b", 6)
     resumed = train(tmp_path / "b", None)
     assert all(torch.equal(whole[name], resumed[name]) for name in ("context", "beta", "null"))
+
+
+def keys_of(model: InfiniForCausalLM, shard: Shard) -> KeysStage:
+    """The same start in every process."""
+    torch.manual_seed(5)
+    memory = BankMemory(model.config, LAYER)
+    return KeysStage(memory, Pool([shard], model, LAYER))
+
+
+TWO = """
+import sys, torch
+from pathlib import Path
+from infinichat.model.modeling_infini import InfiniForCausalLM
+from infinichat.training.cache import read_shard
+from infinichat.training.lm_run import Processes
+from infinichat.training.loop import Plan, run_stage
+from tests.training.test_training import keys_of, tiny
+
+out, processes = Path(sys.argv[2]), Processes(cpu=True)
+stage = keys_of(tiny(), read_shard(Path(sys.argv[1])))
+run_stage(stage, out, Plan(3, log_every=1), processes=processes, report=lambda line: print(line))
+torch.save({n: p.detach() for n, p in stage.parameters.items()}, out / f"{processes.share.index}.pt")
+"""
+
+
+def test_two_processes_share_the_work_of_a_stage(
+    model: InfiniForCausalLM, cached: Shard, tmp_path: Path
+) -> None:
+    class Both:
+        """One process that does the work of two."""
+
+        name, steps = "keys", 0
+
+        def __init__(self, stage: KeysStage) -> None:
+            self.stage, self.parameters, self.rates = stage, stage.parameters, stage.rates
+
+        def loss(self, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
+            losses = [self.stage.loss(seeded(0, "keys", self.steps, process))[0] for process in range(2)]
+            self.steps += 1
+            return torch.stack(losses).mean(), {}
+
+    alone = keys_of(model, cached)
+    run_stage(Both(alone), tmp_path / "one", Plan(3))
+    shard = shard_files(tmp_path / "cache", "train")[0]
+    root = str(Path(__file__).resolve().parents[2])
+    shared = {**os.environ, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    shared |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    outs = in_two_processes([sys.executable, "-c", TWO, str(shard), str(tmp_path / "two")], shared)
+    assert "3/3" in outs[0][0]
+    ours, theirs = (torch.load(tmp_path / "two" / f"{rank}.pt", weights_only=True) for rank in range(2))
+    for name, parameter in alone.parameters.items():
+        assert torch.equal(ours[name], theirs[name]), name
+        torch.testing.assert_close(ours[name], parameter.detach(), rtol=1e-4, atol=1e-6)
+    logged = (tmp_path / "two" / "keys.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in logged] == [1, 2, 3], "one of them writes"
 
 
 def test_an_episode_never_holds_what_its_strangers_ask(model: InfiniForCausalLM, cached: Shard) -> None:
