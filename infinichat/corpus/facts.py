@@ -121,8 +121,11 @@ class FactMaker:
     """Draws facts and sentences of one ``side``. Holds no random state: the caller passes
     ``random.Random``."""
 
-    def __init__(self, side: Side = "train") -> None:
+    def __init__(self, side: Side = "train", *, own_words: float | None = None) -> None:
+        """``own_words`` is the share of facts that ``ways`` has sentences for; by default some in training
+        and none in what is measured, where they have a row of their own."""
         self.side: Side = side
+        self.own_words = own_words if own_words is not None else IN_OWN_WORDS if side == "train" else 0.0
         held_out = side == "held_out"
         attributes = [a for a in _nouns() if is_held_out_noun(a[1]) == held_out]
         self.personal = [(noun, kind) for thing, noun, kind in attributes if not thing]
@@ -147,7 +150,7 @@ class FactMaker:
 
     def fact(self, rng: random.Random) -> Fact:
         """A random fact of this side."""
-        if rng.random() < IN_OWN_WORDS:
+        if rng.random() < self.own_words:
             return self._in_own_words(rng)
         if self.daily and rng.random() < DAILY:
             subject = self.subject(rng) if rng.random() < 0.5 else ("user", "")

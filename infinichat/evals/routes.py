@@ -74,9 +74,12 @@ class Route:
         return max(max(group.lengths) for group in self.groups)
 
 
-def recalling(rng: random.Random, *, side: Side, count: int, unknown: int = 0) -> Script:
-    """``count`` facts, and questions about them; then ``unknown`` about what was never told."""
-    maker = FactMaker(side)
+def recalling(
+    rng: random.Random, *, side: Side, count: int, unknown: int = 0, own_words: float = 0.0
+) -> Script:
+    """``count`` facts, a share ``own_words`` of them as people put them, and questions about them; then
+    ``unknown`` about what was never told."""
+    maker = FactMaker(side, own_words=own_words)
     told = distinct_facts(maker, count, rng)
     messages = as_messages([maker.tell(rng, fact) for fact in told], rng)
     asked = facts.questions_about(maker, rng.sample(told, min(count, MOST_ASKED)), rng)
@@ -123,6 +126,9 @@ def dialogues(seed: int, *, first: bool) -> Route:
     def by_hand(rng: random.Random) -> Script:
         return everyday.script(rng, side="held_out", count=16)
 
+    def in_own_words(rng: random.Random) -> Script:
+        return recalling(rng, side="seen", count=16, own_words=1.0)
+
     label = {"side": "seen", "filler": "dialogues"}
     near = _facts(4, "seen", "dialogues", 4, (512,))
     groups = [
@@ -131,6 +137,7 @@ def dialogues(seed: int, *, first: bool) -> Route:
         _facts(16, "held_out", "dialogues", 3, (64 * K,)),
         Group("updates", updating, 3, (16 * K,), 16, label=label),
         Group("everyday", by_hand, 3, (2 * K, 16 * K, 64 * K), 16, label=label | {"side": "held_out"}),
+        Group("own words", in_own_words, 3, (16 * K,), 16, label=label),
         _facts(8, "seen", "dialogues", 2, (64 * K,)),
         _facts(1, "seen", "dialogues", 4, (64 * K,)),
         Group("two-step", combining, 2, (16 * K,), 16, label=label),

@@ -17,7 +17,7 @@ from infinichat.evals.plots import draw, short
 from infinichat.evals.routes import NEVER
 from infinichat.evals.task import MEMORIES, Cell, Memory, Report, wilson
 
-ORDER = ("facts", "everyday", "updates", "two-step", "in the window", "passkey", "needle")
+ORDER = ("facts", "own words", "everyday", "updates", "two-step", "in the window", "passkey", "needle")
 Key = tuple[Any, ...]
 
 LEAST_SHOWN = 10
@@ -64,6 +64,8 @@ class Row:
             plural = "" if self.facts == 1 else "s"
             held = ", kinds never trained on" if self.label == "held_out" else ""
             return f"{self.facts} fact{plural}{held}"
+        if self.row == "own words":
+            return f"{self.facts} facts in people's own words"
         if self.row == "everyday":
             return f"{self.facts} everyday sentences, written by hand"
         if self.row == "in the window":
@@ -93,7 +95,7 @@ def rows(lines: Iterable[dict[str, Any]]) -> list[Row]:
             count = cell.counts.setdefault(line["memory"], Count())
             for result in results:
                 count.add(result)
-    rank = {name: place for place, name in enumerate((*ORDER[:3], NEVER, *ORDER[3:]))}
+    rank = {name: place for place, name in enumerate((*ORDER[:4], NEVER, *ORDER[4:]))}
     return sorted(
         found.values(),
         key=lambda r: (rank.get(r.row, 99), r.label == "held_out", r.facts, r.filler, r.length, r.depth or 0),

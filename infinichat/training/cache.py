@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from infinichat.corpus.conversations import Asked, Stream, StreamMaker, Told
-from infinichat.corpus.facts import FactMaker, Side
+from infinichat.corpus.facts import IN_OWN_WORDS, FactMaker, Side
 from infinichat.corpus.filler import Filler
 from infinichat.corpus.sentences import Fact
 
@@ -194,7 +194,7 @@ def prepare(
         if file.exists():
             continue
         rng = random.Random(f"{seed}/{side}/{number}")
-        maker = StreamMaker(FactMaker(side), filler, tokenizer, rng, general=general)
+        maker = StreamMaker(FactMaker(side, own_words=IN_OWN_WORDS), filler, tokenizer, rng, general=general)
         streams = draw_streams(maker, tokens)
         write_shard(file, streams, maker.facts, lower)
         yield file

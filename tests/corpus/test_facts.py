@@ -171,7 +171,7 @@ def test_each_way_says_what_it_is_about_before_the_value_and_asks_without_it() -
 
 def test_ways_are_drawn_told_corrected_and_asked_for_on_both_sides() -> None:
     for side in SIDES:
-        maker, rng, met = FactMaker(side), random.Random(10), set()
+        maker, rng, met = FactMaker(side, own_words=0.3), random.Random(10), set()
         for _ in range(1500):
             fact = maker.fact(rng)
             if fact.kind not in ways():
