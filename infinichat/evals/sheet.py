@@ -67,7 +67,7 @@ class Row:
         if self.row == "own words":
             return f"{self.facts} facts in people's own words"
         if self.row == "everyday":
-            return f"{self.facts} everyday sentences, written by hand"
+            return f"{self.facts} everyday sentences, written one by one"
         if self.row == "in the window":
             return f"{self.facts} facts, still in the window"
         if self.row == NEVER:
