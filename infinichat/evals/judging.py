@@ -163,8 +163,8 @@ def says(value: str, *, never: Sequence[str] = ()) -> Judge:
 
 
 def names(value: str) -> Judge:
-    """Right is an answer in which ``value`` stands as whole words, whatever is beside it: for sentences of
-    no pattern, where a right answer may be "a plumber in Leeds"."""
+    """Right is an answer in which ``value`` stands as whole words, whatever is beside it: for sentences
+    that were not generated, where a right answer may be "a plumber in Leeds"."""
     wanted = _whole(normalised(value))
     return lambda answer: wanted.search(normalised(answer)) is not None
 

@@ -123,7 +123,7 @@ def dialogues(seed: int, *, first: bool) -> Route:
     def combining(rng: random.Random) -> Script:
         return two_step.script(rng, side="seen", count=16)
 
-    def by_hand(rng: random.Random) -> Script:
+    def everyday_ones(rng: random.Random) -> Script:
         return everyday.script(rng, side="held_out", count=16)
 
     def in_own_words(rng: random.Random) -> Script:
@@ -136,7 +136,7 @@ def dialogues(seed: int, *, first: bool) -> Route:
         _facts(64, "seen", "dialogues", 1, (64 * K,)),
         _facts(16, "held_out", "dialogues", 3, (64 * K,)),
         Group("updates", updating, 3, (16 * K,), 16, label=label),
-        Group("everyday", by_hand, 3, (2 * K, 16 * K, 64 * K), 16, label=label | {"side": "held_out"}),
+        Group("everyday", everyday_ones, 3, (2 * K, 16 * K, 64 * K), 16, label=label | {"side": "held_out"}),
         Group("own words", in_own_words, 3, (16 * K,), 16, label=label),
         _facts(8, "seen", "dialogues", 2, (64 * K,)),
         _facts(1, "seen", "dialogues", 4, (64 * K,)),
