@@ -77,7 +77,7 @@ Side = Literal["train", "seen", "held_out"]
 BARE = 0.35
 """Share of the things that belong to no place."""
 
-DAILY, IN_OWN_WORDS = 0.35, 0.3
+DAILY, IN_OWN_WORDS = 0.45, 0.3
 """Shares of the facts that are of the everyday kinds, and of those that ``ways`` has sentences for."""
 
 COMBINED = 0.4
@@ -240,11 +240,11 @@ class FactMaker:
         pronoun, possessive = rng.choice(PRONOUNS)
         if second.subject == "user":
             pronoun, possessive = "I", "my"
-        spoken = spoken_of(second)
         form = rng.choice(self.tell_forms[:2])
-        if spoken is not None and rng.random() < 0.5:
-            form = contracted(rng, rng.choice(spoken_forms(second)))
-            form = form.replace("{S}'s", possessive.capitalize()).replace("call {s} ", f"call {possessive} ")
+        continuing = _continuing(second)
+        if continuing and rng.random() < 0.5:
+            form = contracted(rng, rng.choice(continuing))
+            form = form.replace("{S}'s", possessive.capitalize())
             if pronoun == "They":
                 pronoun, possessive = "He", "his"
         two = fill(form, second, f"{possessive} {second.noun}", None, pronoun)
@@ -259,7 +259,7 @@ class FactMaker:
         return join((one, two))
 
     def _tell_form(self, rng: random.Random, fact: Fact) -> str:
-        if self._speaks(fact) and rng.random() < self._spoken_share(fact, 0.6):
+        if self._speaks(fact) and rng.random() < self._spoken_share(fact, 0.75):
             form = contracted(rng, rng.choice(spoken_forms(fact)))
             return opened(rng, form) if self.side == "train" and rng.random() < 0.3 else form
         if fact.kind == "code" and fact.subject in ("user", "thing") and rng.random() < 0.12:
@@ -291,7 +291,7 @@ class FactMaker:
             form = combined(rng)
         if self.side == "train" and fact.kind in ASK_KIND and rng.random() < 0.2:
             form = rng.choice(ASK_KIND[fact.kind])
-        if spoken is not None and self._speaks(fact) and rng.random() < self._spoken_share(fact, 0.5):
+        if spoken is not None and self._speaks(fact) and rng.random() < self._spoken_share(fact, 0.7):
             group, unknown = rng.choice(spoken.asks), spoken.unknown
             form = rng.choice(group.mine if fact.subject == "user" else group.theirs)
             form = contracted(rng, form)
@@ -314,6 +314,12 @@ class FactMaker:
         noun_phrase, form = phrase(fact, voice="user", rng=rng), rng.choice(PAGE_ASK)
         start = fill(form.replace("{q}", rng.choice(self.ask_forms)), fact, noun_phrase, None).text
         return Question("", f"{start} {fact.value}", (len(start) + 1, len(start) + 1 + len(fact.value)), fact)
+
+
+def _continuing(fact: Fact) -> list[str]:
+    """The sentences of ``spoken_forms`` that can follow another one with a pronoun."""
+    starts = ("I ", "I'", "My ") if fact.subject == "user" else ("{S} ", "{S}'")
+    return [form for form in spoken_forms(fact) if form.startswith(starts) and "{s}" not in form]
 
 
 def combined(rng: random.Random) -> str:

@@ -6,7 +6,9 @@ answers to these is what a model with a full memory must go on answering.
 
 from __future__ import annotations
 
+import json
 import random
+from importlib.resources import files
 
 from infinichat.corpus.filler import Filler
 from infinichat.corpus.vocabulary import ANIMALS, FLOWERS, FRUITS, JOBS, SPORTS, words
@@ -35,64 +37,11 @@ WHO = words(
     "composed the Moonlight Sonata, was the first man on the Moon, was Albert Einstein, was Cleopatra, built "
     "the pyramids, was Napoleon, wrote Romeo and Juliet, was Marie Curie, invented the light bulb"
 )
-REQUESTS = (
-    "Tell me a joke.",
-    "Tell me a short story.",
-    "Write a poem about the sea.",
-    "Write a haiku.",
-    "What should I cook tonight?",
-    "How do I boil an egg?",
-    "How do I tie a tie?",
-    "How can I sleep better?",
-    "Give me three tips for saving money.",
-    "What is 2 plus 2?",
-    "What is 12 times 3?",
-    "Translate 'good morning' into French.",
-    "Give me a synonym for happy.",
-    "Suggest a name for a cat.",
-    "Suggest a name for my dog.",
-    "Suggest a good book.",
-    "Recommend a film.",
-    "What are you?",
-    "Who are you?",
-    "What is your name?",
-    "How are you?",
-    "Can you help me?",
-    "What can you do?",
-    "Thank you!",
-    "Hello!",
-    "Good morning!",
-    "Bye!",
-    "That's great.",
-    "I am tired today.",
-    "It is raining outside.",
-    "I had a bad day at work.",
-    "I am learning to cook.",
-    "List five fruits.",
-    "List three colours.",
-    "Why is the sky blue?",
-    "How does a car engine work?",
-    "Where is Paris?",
-    "Where is the Eiffel Tower?",
-    "When did World War II end?",
-    "How many legs does a spider have?",
-    "How many hours are in a day?",
-    "What time is it?",
-    "What day is it today?",
-    "Name a famous dog.",
-    "Name a country in Africa.",
-    "Should I buy a dog or a cat?",
-    "Write a sentence with the word 'locker'.",
-    "Make a to-do list for moving house.",
-    "Write an email to my boss asking for a day off.",
-    "Write a birthday card for my sister.",
-    "Can you give me an idea for a birthday present?",
-    "What is a good breakfast?",
-    "How do I learn the piano?",
-    "How do I choose a strong password?",
-    "My computer is slow. What can I do?",
-    "I feel lonely.",
+REQUESTS: tuple[str, ...] = tuple(
+    json.loads(files("infinichat.corpus").joinpath("requests.json").read_text(encoding="utf-8"))
 )
+"""Requests and small talk, many of them about the speaker's own dog, boss or flight without asking for what
+was told: those a memory is most easily mistaken about."""
 ASK_WHAT = (
     "What is {x}?",
     "What is {x}?",

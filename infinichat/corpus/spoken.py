@@ -38,10 +38,6 @@ class Spoken:
     unknown: str = UNKNOWN
 
 
-_DAY = "a day you have not told me"
-_TIME = "a time you have not told me"
-
-
 def _read() -> dict[str, Spoken]:
     text = files("infinichat.corpus").joinpath("spoken.json").read_text(encoding="utf-8")
     found: dict[str, Spoken] = {}
@@ -57,78 +53,8 @@ def _read() -> dict[str, Spoken]:
 SPOKEN: dict[str, Spoken] = _read()
 """By the attribute (``spoken.json``)."""
 
-PET_SPOKEN = Spoken(
-    (
-        *("I have a {n} called {v}.", "My {n} is called {v}.", "I have a {n} named {v}."),
-        *("I named my {n} {v}.", "We have a {n} called {v}.", "I have a {n}, {v}.", "My {n} {v} is sweet."),
-    ),
-    ("{S} has a {n} called {v}.", "{S}'s {n} is called {v}.", "{S} has a {n} named {v}."),
-    (
-        Asks(
-            ("What is my {n} called?", "Do you know what my {n} is called?", "How is my {n} called?"),
-            ("What is {s}'s {n} called?", "Do you know what {s}'s {n} is called?"),
-            "Your {n} is called ",
-            "{S}'s {n} is called ",
-        ),
-        Asks(
-            ("What is the name of my {n}?", "What is my {n}'s name?", "Do you remember my {n}'s name?"),
-            ("What is the name of {s}'s {n}?", "What is {s}'s {n}'s name?"),
-            "Your {n}'s name is ",
-            "{S}'s {n}'s name is ",
-        ),
-    ),
-)
-KIN_SPOKEN = Spoken(
-    (
-        *("My {n} is called {v}.", "My {n}'s name is {v}.", "The name of my {n} is {v}."),
-        *("I have a {n} called {v}.", "I have a {n} named {v}.", "My {n} is named {v}."),
-    ),
-    ("{S}'s {n} is called {v}.", "{S}'s {n}'s name is {v}.", "{S} has a {n} called {v}."),
-    (
-        Asks(
-            ("What is my {n} called?", "How is my {n} called?", "Do you know what my {n} is called?"),
-            ("What is {s}'s {n} called?",),
-            "Your {n} is called ",
-            "{S}'s {n} is called ",
-        ),
-        Asks(
-            ("What is my {n}'s name?", "What is the name of my {n}?", "Do you remember my {n}'s name?"),
-            ("What is {s}'s {n}'s name?", "What is the name of {s}'s {n}?"),
-            "Your {n}'s name is ",
-            "{S}'s {n}'s name is ",
-        ),
-        Asks(
-            ("Who is my {n}?", "Do you know who my {n} is?"),
-            ("Who is {s}'s {n}?",),
-            "Your {n} is ",
-            "{S}'s {n} is ",
-        ),
-    ),
-)
+PET_SPOKEN, KIN_SPOKEN = SPOKEN.pop("(pet)"), SPOKEN.pop("(relative)")
+"""Of any pet and any relative."""
 
-
-def _event(word: str, unknown: str) -> Spoken:
-    """How one says when an event is; ``word`` stands before the value."""
-    return Spoken(
-        (
-            *(f"My {{n}} is {word} {{v}}.", f"I have a {{n}} {word} {{v}}.", f"The {{n}} is {word} {{v}}."),
-            *(f"I will have my {{n}} {word} {{v}}.", f"My {{n}} starts {word} {{v}}."),
-        ),
-        (f"{{S}}'s {{n}} is {word} {{v}}.", f"{{S}} has a {{n}} {word} {{v}}."),
-        (
-            Asks(
-                ("When is my {n}?", "When is the {n}?", "When do I have my {n}?", "When was my {n} again?"),
-                ("When is {s}'s {n}?", "When does {s} have the {n}?"),
-                f"Your {{n}} is {word} ",
-                f"{{S}}'s {{n}} is {word} ",
-            ),
-        ),
-        unknown,
-    )
-
-
-EVENT_SPOKEN = {
-    "date": _event("on", _DAY),
-    "weekday": _event("on", _DAY),
-    "time": _event("at", _TIME),
-}
+EVENT_SPOKEN = {kind: SPOKEN.pop(f"({kind})") for kind in ("date", "weekday", "time")}
+"""How one says when an event is, by the kind of the value."""

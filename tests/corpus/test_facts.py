@@ -78,7 +78,7 @@ def test_measured_phrasings_do_not_grow_with_those_of_training() -> None:
 
 def test_who_asks_with_a_verb_is_answered_with_it() -> None:
     maker, rng = FactMaker("train"), random.Random(2)
-    answers = {q.ask: q.answer for q in (maker.ask(rng, CLARA) for _ in range(1000))}
+    answers = {q.ask: q.answer for q in (maker.ask(rng, CLARA) for _ in range(20000))}
     assert answers["Where does Clara live?"] == "Clara lives in Toronto."
     assert answers["What is Clara's home town?"] == "Clara's home town is Toronto."
     unknown = {q.ask: q.answer for q in (maker.ask(rng, CLARA, told=False) for _ in range(1000))}
@@ -104,16 +104,18 @@ def test_only_the_user_is_asked_for_their_name() -> None:
         beside = maker.sibling(rng, Fact("person", "Clara", "surname", "made_up", "Quilbel"))
         assert (beside.noun == "name") <= (beside.subject == "user")
     fact = Fact("user", "", "name", "name", "Tomas")
-    told = {maker.tell(rng, fact).text for _ in range(2000)}
+    told = {maker.tell(rng, fact).text for _ in range(5000)}
     assert {"My name is Tomas.", "I'm Tomas.", "Hi, I am Tomas, nice to meet you."} & told
-    assert {maker.ask(rng, fact).answer for _ in range(300)} == {"Your name is Tomas."}
+    answers = {maker.ask(rng, fact).answer for _ in range(300)}
+    assert "Your name is Tomas." in answers
+    assert all(answer.startswith("You") and answer.endswith("Tomas.") for answer in answers)
 
 
 def test_a_relative_and_their_name_are_one_thing_and_said_in_the_words_of_the_question() -> None:
     sister = Fact("user", "", "sister", "person", "Anna")
     assert sister.key == Fact("user", "", "sister's name", "person", "Anna").key
     maker, rng = FactMaker("train"), random.Random(7)
-    answers = {q.ask: q.answer for q in (maker.ask(rng, sister) for _ in range(3000))}
+    answers = {q.ask: q.answer for q in (maker.ask(rng, sister) for _ in range(10000))}
     assert answers["Who is my sister?"] == "Your sister is Anna."
     assert answers["What's my sister's name?"] == "Your sister's name is Anna."
     assert answers["What is my sister called?"] == "Your sister is called Anna."
@@ -130,8 +132,8 @@ def test_a_relative_and_their_name_are_one_thing_and_said_in_the_words_of_the_qu
 def test_an_event_is_on_a_day_and_at_a_time(kind: str, value: str, answer: str) -> None:
     maker, rng = FactMaker("train"), random.Random(8)
     event = Fact("user", "", "flight", kind, value)
-    answers = {q.ask: q.answer for q in (maker.ask(rng, event) for _ in range(300))}
-    assert answers["When is my flight?"] == answer
+    answers = {(q.ask, q.answer) for q in (maker.ask(rng, event) for _ in range(3000))}
+    assert ("When is my flight?", answer) in answers
     echoes = {maker.tell(rng, event).echo for _ in range(300)}
     assert answer.removesuffix(f"{value}.") in echoes
 

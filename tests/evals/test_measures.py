@@ -116,8 +116,8 @@ def test_a_third_of_the_everyday_sentences_fit_no_pattern_of_training_at_all() -
         return any(form.fullmatch(plain(text)) for form in forms)
 
     fitting = [(fits(one.tell, tells), fits(one.ask, asks)) for one in everyday.sayings()]
-    assert sum(not tell and not ask for tell, ask in fitting) > len(fitting) / 3
-    assert sum(tell and ask for tell, ask in fitting) < len(fitting) / 3
+    assert sum(not tell and not ask for tell, ask in fitting) >= len(fitting) / 3
+    assert sum(tell and ask for tell, ask in fitting) <= len(fitting) / 3
 
 
 def plain(text: str) -> str:
