@@ -12,6 +12,7 @@ import ctypes
 import torch
 from torch import Tensor
 
+from infinichat.engine.matrix_unit import has_matrix_unit
 from infinichat.model.modeling_infini import InfiniAttention, InfiniForCausalLM
 
 HEAD = 64
@@ -58,8 +59,9 @@ class NativeAttention:
 
 
 def use_native_attention(model: InfiniForCausalLM, library: ctypes.CDLL) -> None:
-    """Have ``model`` attend with ``library`` where that fits."""
-    kernel = NativeAttention(library) if NativeAttention.usable(library) else None
+    """Have ``model`` attend with ``library`` where that fits and torch is not faster."""
+    faster = NativeAttention.usable(library) and not has_matrix_unit()
+    kernel = NativeAttention(library) if faster else None
     for module in model.modules():
         if isinstance(module, InfiniAttention):
             module.kernel = kernel

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from infinichat.engine.matrix_unit import has_matrix_unit
 from infinichat.engine.quantize import GROUP, four_bit_grid
 from infinichat.model.blocks import Blocks
 from infinichat.model.gguf_file import Q8_0
@@ -25,8 +26,9 @@ ROWS = 16
 Q4, Q8 = 1, 2
 """``tiles.h``'s numbers of the two kinds."""
 
-FEWEST = 16
-"""Tokens for which products in whole numbers are worth starting."""
+FEWEST, MOST = 16, 96
+"""Tokens for which products in whole numbers are worth starting; with more, torch is faster where the
+processor has a matrix unit, although it needs the weights unpacked: 256 tokens take it 0.6 ms instead of 1.2."""
 
 BYTES = {Q4: 320, Q8: 544}
 """Of one tile."""
@@ -84,6 +86,7 @@ class Tiles:
         count = x.numel() // columns
         fits = self.kind == Q4 and x.dtype == torch.bfloat16 and x.is_contiguous()
         fits = fits and count >= FEWEST and not torch.is_grad_enabled()
+        fits = fits and (count < MOST or not has_matrix_unit())
         if not fits or not self.library.infini_can_multiply_many():
             return None
         out = torch.empty(*x.shape[:-1], rows, dtype=x.dtype)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from infinichat.attention.window import blockwise_attention, causal_blocks
+from infinichat.engine import attend as attend_module
 from infinichat.engine.attend import NativeAttention, use_native_attention
 from infinichat.engine.library import native_library
 from infinichat.model.modeling_infini import InfiniAttention
@@ -92,6 +93,7 @@ def test_a_model_reads_with_it_as_without(
         return out
 
     monkeypatch.setattr(NativeAttention, "__call__", counted)
+    monkeypatch.setattr(attend_module, "has_matrix_unit", lambda: False)
     use_native_attention(model, library)
     assert all(module.kernel is not None for module in model.modules() if isinstance(module, InfiniAttention))
     got = model(ids).logits.float()
@@ -100,3 +102,15 @@ def test_a_model_reads_with_it_as_without(
     calls.clear()
     model(ids.repeat(2, 1), attention_mask=torch.tensor([[0] * 5 + [1] * 85, [1] * 90]))
     assert not any(calls)
+
+
+@pytest.mark.parametrize("unit", [False, True])
+def test_where_torch_has_a_matrix_unit_a_model_attends_with_torch(
+    unit: bool, make_model: MakeModel, library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(head_dim=64)
+    monkeypatch.setattr(attend_module, "has_matrix_unit", lambda: unit)
+    use_native_attention(model, library)
+    kernels = [module.kernel for module in model.modules() if isinstance(module, InfiniAttention)]
+    assert kernels
+    assert all((kernel is None) == unit for kernel in kernels)

@@ -35,6 +35,11 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def no_matrix_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "has_matrix_unit", lambda: False)
+
+
 def four_bit_tiles(rows: int, columns: int, library: ctypes.CDLL) -> tuple[Tiles, Tensor]:
     weight = four_bit(rows, columns)
     packed = q4_tiles(weight)
@@ -160,3 +165,15 @@ def test_a_document_is_read_with_it_and_a_message_is_not(
     monkeypatch.setattr(tiles, "FEWEST", 1000)
     read_piece(model.model, read, ids[:, :32])
     assert not any(used)
+
+
+@torch.inference_mode()
+def test_many_tokens_are_left_to_a_matrix_unit(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix, weight = four_bit_tiles(64, 96, library)
+    monkeypatch.setattr(tiles, "has_matrix_unit", lambda: True)
+    linear = StoredLinear(matrix, None, torch.bfloat16)
+    x = torch.randn(1, tiles.MOST, 96).bfloat16()
+    assert matrix.times(x) is None
+    assert matrix.times(x[:, 1:].contiguous()) is not None
+    with rounded_inputs():
+        assert torch.equal(linear(x), nn.functional.linear(x, weight.bfloat16()))
