@@ -28,7 +28,7 @@ Q4, Q8 = 1, 2
 
 FEWEST, MOST = 16, 96
 """Tokens for which products in whole numbers are worth starting; with more, torch is faster where the
-processor has a matrix unit, although it needs the weights unpacked: 256 tokens take it 0.6 ms instead of 1.2."""
+processor has a matrix unit, although it needs the weights unpacked: 256 take it 0.6 ms instead of 1.2."""
 
 BYTES = {Q4: 320, Q8: 544}
 """Of one tile."""

@@ -324,16 +324,23 @@ class BankMemory(ResidualMemory):
             (x @ self.read_gate.to(dtype) + seen @ self.read_confidence.to(dtype))[..., None]
             + self.read_bias.to(dtype)
         )
-        inner = F.linear(torch.cat((x, seen), dim=-1), self.adapt_in.to(dtype), self.adapt_in_bias.to(dtype))
+        inner, logits = self.carrying(x, seen)
         added = self.alpha.to(dtype) * F.linear(values, self.out.to(dtype)) + self.found_bias.to(dtype)
         added = added + seen @ torch.stack((self.confidence, self.ending)).to(dtype)
-        inner = F.silu(inner)
         added = gate * (added + F.linear(inner, self.adapt_out.to(dtype)))
-        features = torch.cat((x, seen, inner), dim=-1)
-        logits = F.linear(features, self.carry.to(dtype), self.carry_bias.to(dtype))
         opened = cut(logits[..., :1]) * something
         values = F.linear(values, self.say_out.to(dtype)) * something
         return added * something, self._carried(opened, values, logits[..., 1:])
+
+    def carrying(self, x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """The adapter's hidden units [..., 64], and the logits [..., 2] of opening what is above and of
+        saying what was found, for the layer's input x [..., C] and what is ``seen`` [..., 2] in a read:
+        how much is found, and how much of it has ended."""
+        dtype = x.dtype
+        inner = F.linear(torch.cat((x, seen), dim=-1), self.adapt_in.to(dtype), self.adapt_in_bias.to(dtype))
+        inner = F.silu(inner)
+        features = torch.cat((x, seen, inner), dim=-1)
+        return inner, F.linear(features, self.carry.to(dtype), self.carry_bias.to(dtype))
 
     def _carried(self, opened: Tensor, values: Tensor, wish: Tensor) -> Carried:
         # Nobody above need look at adapters that change nothing.

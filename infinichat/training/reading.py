@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from infinichat.attention.bank import followed, headwise_unit, inherited, replaced, replaced_for_good, unit
+from infinichat.attention.topics import RECENT, pooled
 from infinichat.corpus.conversations import OTHER
-from infinichat.model.bank_memory import BankMemory
+from infinichat.model.bank_memory import STATE_TAPS, BankMemory
+from infinichat.model.layer_state import TOKEN_TAPS
 from infinichat.training.pool import Episode, Pool, value_places
 
 
@@ -42,6 +44,26 @@ def seen_at(memory: BankMemory, pool: Pool, places: Tensor) -> Tensor:
     if memory.topics is None:
         return around
     return torch.cat((around, pool.topics(places, memory.topics)), dim=-1)
+
+
+def seen_along(memory: BankMemory, pool: Pool, start: int, length: int) -> Tensor:
+    """``seen_at`` the places ``start`` to ``start + length`` - 1 of one stream, [length, (10 + N) C]: what
+    they share is worked out once."""
+    before = RECENT if memory.topics is not None else max(STATE_TAPS, TOKEN_TAPS + 1) - 1
+    places = torch.arange(start - before, start + length)
+    own = (places >= 0) & (pool.stream[places.clamp(min=0)] == pool.stream[start])
+    x = pool.inputs(places) * own[:, None]
+    words = pool.values(pool.ids[places.clamp(min=0)]) * own[:, None]
+
+    def back(of: Tensor, count: int) -> Tensor:
+        return torch.cat([of[before - tap : before - tap + length] for tap in range(count)], dim=-1)
+
+    around = torch.cat((back(x, STATE_TAPS), back(words, TOKEN_TAPS + 1)), dim=-1)
+    if memory.topics is None:
+        return around
+    salient = memory.topics.salient(torch.cat((x[1:], x[:-1]), dim=-1), words[1:]) * own[1:, None]
+    left = memory.topics.left(words.dtype)
+    return torch.cat((around, pooled(words[None, 1:], salient[None], left)[0]), dim=-1)
 
 
 def project(memory: BankMemory, seen: Tensor) -> Tensor:

@@ -25,9 +25,10 @@ from infinichat.errors import UsageError
 from infinichat.model.adapters import Carried
 from infinichat.model.bank_memory import BankMemory
 from infinichat.model.modeling_infini import InfiniForCausalLM
+from infinichat.training.opening import Opening, said
 from infinichat.training.plain import Past, decode, past_of
 from infinichat.training.pool import Episode, Pool
-from infinichat.training.reading import Bank, follow, project, read, seen_at, stray_tokens, write
+from infinichat.training.reading import Bank, follow, project, read, seen_along, stray_tokens, write
 
 READ = ("out", "confidence", "ending", "found_bias", "read_gate", "adapt_in", "adapt_in_bias", "adapt_out")
 CARRIED = ("carry", "say_final")
@@ -35,7 +36,7 @@ READ_SCALARS = ("alpha", "read_confidence", "read_bias", "carry_bias", "say")
 QUIET, OTHERS = 160, 3
 """Tokens of talk, and how many general questions, that are held to the base's distribution in a step."""
 
-SILENT, PIECE = 3, 400
+SILENT, PIECE = 2, 300
 """Pieces of talk in a step, and their tokens, where nothing should be added and no adapter be open. They cost
 little: no layer above the memory has to be run for them."""
 
@@ -43,19 +44,18 @@ SHUT, HARDEST = 1.0, 0.05
 """What an adapter costs that is open where nothing is asked, in nats: in the mean of all those tokens, and
 once more in the mean of the share of them where it is furthest open."""
 
-ALONE = 6
-"""Questions and tellings of a step that stand alone behind the same other talk: the first question after a
-long talk has no answered one before it that shows how answers look. What they share is run once."""
+ALONE, SHARING = 16, (1, 2, 4, 8)
+"""Questions and tellings of a step that stand alone behind the same other talk, which is run once: the first
+question has no answered one before it that shows how answers look. So many are put to one memory."""
 
-TOLD = 0.25
-"""Share of those that tell something, to be answered by saying it back."""
+TOLD = 0.5
+"""Share of draws that give a telling, to be answered by saying it back; the others give several questions."""
 
-YOUNG, PAGES = 0.4, 0.3
+YOUNG, PAGES = 0.4, 0.2
 """Shares of young conversations, and of pages, among the streams that are taken whole."""
 
 JUDGED = 48
-"""Tokens of that talk whose distributions are compared: first those that open a turn, where a model that
-would rather refuse does it."""
+"""Tokens of it whose distributions are compared: first those that open a turn, where a model refuses."""
 
 OPENING = 6
 """Tokens at the start of a turn, with those that mark it."""
@@ -101,7 +101,7 @@ class RecallStage:
         *,
         layer: int,
         rate: float = 1e-3,
-        streams: int = 1,
+        streams: int = 2,
         alone: int = ALONE,
         longest: int = 360,
     ) -> None:
@@ -128,11 +128,11 @@ class RecallStage:
         self.quiet = [n for n, s in enumerate(pool.streams) if s[2] not in apart]
         self.talk = [n for n, s in enumerate(pool.streams) if s[2] == "talk"]
         self.general = [s for s in pool.streams if s[2] == "general"]
+        self.opening = Opening(memory, pool, [a for _, asked in self.asking for a in asked])
 
     def loss(self, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
-        whole, alone = self._drawn(self._whole, self.streams, rng), self._drawn(self._alone, self.alone, rng)
-        chosen: list[Tensor] = []
-        energy: list[Tensor] = []
+        whole, alone = self._drawn(self._whole, self.streams, rng), self._drawn(self._apiece, self.alone, rng)
+        chosen, energy = list[Tensor](), list[Tensor]()
         for rows, past in ((whole, ()), (alone, self._past(rng))):
             if rows:
                 hidden, added, carried, spent = self._added(rows)
@@ -142,17 +142,18 @@ class RecallStage:
         answers, right = self._answers(torch.cat(chosen), whole + alone)
         kept, opened, more = self._kept([row.bank for row in whole + alone], rng)
         silence = _mean(torch.cat(energy + more))
+        opening = self.opening.loss(rng)
         numbers = {"answers": answers.item(), "right": right, "kept": kept.item(), "added": silence.item()}
-        numbers["opened"] = opened.item()
-        return answers + 2 * kept + 3 * silence + SHUT * opened, numbers
+        numbers |= {"opened": opened.item(), "opening": opening.item()}
+        return answers + 2 * kept + 3 * silence + SHUT * opened + opening, numbers
 
     @staticmethod
-    def _drawn(draw: Callable[[random.Random], Row | None], count: int, rng: random.Random) -> list[Row]:
+    def _drawn(draw: Callable[[random.Random], Sequence[Row]], count: int, rng: random.Random) -> list[Row]:
         """``count`` rows, or fewer where many draws give none."""
-        rows = (draw(rng) for _ in range(20 * count))
-        return list(itertools.islice((row for row in rows if row is not None), count))
+        rows = (row for _ in range(20 * count) for row in draw(rng))
+        return list(itertools.islice(rows, count))
 
-    def _whole(self, rng: random.Random) -> Row | None:
+    def _whole(self, rng: random.Random) -> Sequence[Row]:
         """A stream from its start on with all that is asked, or told, in it."""
         draw, kinds = rng.random(), [self.asking, self.telling]
         if draw < YOUNG + PAGES:
@@ -164,28 +165,36 @@ class RecallStage:
         start = self.pool.streams[number][0]
         asked = [a for a in asked if a.end - start <= self.longest]
         if not asked:
-            return None
+            return ()
         end = asked[-1].end
         asks = streams is self.asking or streams is self.pages
-        bank = self._bank(rng, asked) if asks else self._own_bank(rng, number, asked, upto=end)
-        return Row(start, end - start, bank, asked)
+        if asks:
+            bank = self._written(rng, self._episode(rng, asked))
+        else:
+            bank = self._own_bank(rng, number, asked, upto=end)
+        return (Row(start, end - start, bank, asked),)
 
-    def _alone(self, rng: random.Random) -> Row | None:
-        """A question with its answer, or a telling with the reply to it, and nothing else."""
+    def _apiece(self, rng: random.Random) -> Sequence[Row]:
+        """Some questions with their answers that are put to one memory, or a telling with the reply to it:
+        each a row by itself."""
         tells = bool(self.telling) and (not self.asking or rng.random() < TOLD)
-        if not tells and not self.asking:
-            return None
-        number, asked = rng.choice(self.telling if tells else self.asking)
-        one = rng.choice(asked)
-        start = self._turn(self.pool.streams[number][0], one)
-        if one.end - start > self.longest:
-            return None
-        bank = self._own_bank(rng, number, (), upto=one.end) if tells else self._bank(rng, [one])
-        return Row(start, one.end - start, bank, [one])
+        streams = self.telling if tells else self.asking
+        if not streams:
+            return ()
+        chosen = [rng.choice(rng.choice(streams)[1]) for _ in range(1 if tells else rng.choice(SHARING))]
+        if tells:
+            bank = self._own_bank(rng, int(self.pool.stream[chosen[0].answer]), (), upto=chosen[0].end)
+        else:
+            episode = self._episode(rng, [a for a in chosen if a.fact >= 0])
+            # Two that contradict each other cannot both be told.
+            chosen = [a for a in chosen if a.version < 0 or a in episode.asked]
+            bank = self._written(rng, episode)
+        turns = ((self._turn(a), a) for a in chosen)
+        return [Row(turn, a.end - turn, bank, [a]) for turn, a in turns if a.end - turn <= self.longest]
 
-    def _turn(self, start: int, question: Asked) -> int:
-        """Where the turn that asks ``question`` opens in the stream from ``start`` on, which begins with the
-        token that opens one."""
+    def _turn(self, question: Asked) -> int:
+        """Where the turn opens that asks ``question``; a stream begins with the token that opens one."""
+        start = self.pool.streams[int(self.pool.stream[question.answer])][0]
         opened = (self.pool.ids[start : question.answer] == self.pool.ids[start]).nonzero()[:, 0]
         return start + int(opened[-2:][0])
 
@@ -233,11 +242,14 @@ class RecallStage:
             stray = stray_tokens(self.pool, rng.choice((0, 0, 0, 4)), rng)
             return write(self.memory, self.pool, Episode(told, [], []), stray)
 
-    def _bank(self, rng: random.Random, questions: Sequence[Asked]) -> Bank:
+    def _episode(self, rng: random.Random, questions: Sequence[Asked]) -> Episode:
+        """A past of which ``questions`` may be asked."""
         count, near = rng.choice((1, 2, 4, 8, 16, 32, 64, 128)), rng.choice((0.0, 0.3, 0.6))
-        episode = self.pool.episode(count, rng, asked=questions, near=near)
+        return self.pool.episode(count, rng, asked=questions, near=near)
+
+    def _written(self, rng: random.Random, episode: Episode) -> Bank:
+        stray = stray_tokens(self.pool, rng.choice((0, 0, 8, 24)), rng)
         with torch.no_grad():
-            stray = stray_tokens(self.pool, rng.choice((0, 0, 8, 24)), rng)
             return write(self.memory, self.pool, episode, stray)
 
     def _read(self, row: Row) -> tuple[Tensor, Carried, Tensor]:
@@ -248,7 +260,7 @@ class RecallStage:
             # What this stream tells itself is there when the token after it has been read.
             own = (bank.places >= row.start) & (bank.places < row.start + row.length)
             unseen = own[None] & (bank.places[None] + 1 >= places[:, None])
-            queries = project(self.memory, seen_at(self.memory, self.pool, places))
+            queries = project(self.memory, seen_along(self.memory, self.pool, row.start, row.length))
             p = read(self.memory, bank, queries, unseen=unseen).exp()
             p, ended = follow(self.pool, bank, places, p, unseen=unseen)
             values = p[:, :-1] @ self.pool.values(bank.ids)
@@ -356,10 +368,7 @@ class RecallStage:
         """Some general questions, with what the base says to them."""
         held: list[Held] = []
         for start, length, _ in rng.sample(self.general, min(OTHERS, len(self.general))):
-            ids = self.pool.ids[start : start + length]
-            # A stream begins with the token that opens a turn; after the last of those, the answer.
-            opened = int((ids == ids[0]).nonzero()[-1, 0])
-            places = list(range(min(opened + 2, length - 1), length))
+            places = (said(self.pool, start, length) - start).tolist()
             row = Row(start, length, rng.choice(banks))
             held.append(Held(row, places, torch.ones(length, dtype=torch.bool)))
         return held

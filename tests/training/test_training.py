@@ -40,11 +40,12 @@ from infinichat.training.cache import (
 )
 from infinichat.training.checks import PIECE, gate_on, recall_on
 from infinichat.training.loop import Check, Plan, run_stage, seeded
+from infinichat.training.opening import PREFIX, Opening
 from infinichat.training.plain import decode, lower, offsets_of, past_of
 from infinichat.training.plots import draw, series
 from infinichat.training.pool import Episode, Pool
 from infinichat.training.prepare import Options, give_topics
-from infinichat.training.reading import follow, project, read, same_slot, seen_at, slots_of, write
+from infinichat.training.reading import follow, project, read, same_slot, seen_along, seen_at, slots_of, write
 from infinichat.training.recall import RecallStage, Row
 from infinichat.training.stages import GateStage, KeysStage, MarksStage
 
@@ -199,6 +200,31 @@ def test_each_stage_lowers_its_loss(model: InfiniForCausalLM, cached: Shard, tmp
         )
         assert sum(losses[-8:]) < sum(losses[:8]), stage.name
     assert bool(memory.adapters.q_up.detach().any())
+
+
+def test_adapters_learn_to_open_where_answers_begin_and_nowhere_else(
+    model: InfiniForCausalLM, cached: Shard
+) -> None:
+    memory, pool = memory_of(model), Pool([cached], model, LAYER)
+    opening = Opening(memory, pool, pool.asked)
+    begins = torch.cat([opening.before(a) for a in opening.asked])
+    assert all(a.value > a.answer for a in opening.asked)
+    # At most so many tokens, all of them before the value: the one that it is said after is not among them.
+    assert len(begins) <= PREFIX * len(opening.asked)
+    assert not set(begins.tolist()) & {a.value - 1 for a in opening.asked}
+    assert {int(pool.stream[place]) for place in opening.shut.tolist()} == {
+        number for number, (_, _, kind) in enumerate(pool.streams) if kind in ("talk", "general")
+    }
+    learned = [memory.adapt_in, memory.adapt_in_bias, memory.carry, memory.carry_bias]
+    for parameter in learned:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.Adam(learned, lr=0.02)
+    for step in range(60):
+        optimizer.zero_grad()
+        opening.loss(seeded(0, "opening", step)).backward()
+        optimizer.step()
+    assert (opening.logits(begins) > 0).float().mean() > 0.95
+    assert (opening.logits(opening.shut) > 0).float().mean() < 0.05
 
 
 def test_a_stopped_run_goes_on_exactly(model: InfiniForCausalLM, cached: Shard, tmp_path: Path) -> None:
@@ -437,8 +463,7 @@ def test_recall_and_keys_learn_from_pages(model: InfiniForCausalLM, text: Path, 
     pool = Pool([read_shard(file)], model, LAYER)
     assert bool(KeysStage(memory_of(model), pool).loss(random.Random(0))[0].isfinite())
     stage = RecallStage(memory_of(model), pool, model, layer=LAYER, longest=4000)
-    row = stage._whole(random.Random(0))
-    assert row is not None
+    row = stage._whole(random.Random(0))[0]
     assert row.asked
     for a in row.asked:
         [told] = pool.told[a.fact]
@@ -457,11 +482,26 @@ def test_a_question_that_stands_alone_begins_with_its_own_turn(
     opens = int(pool.ids[0])
     for _, questions in stage.asking[:5]:
         for a in questions:
-            start = pool.streams[int(pool.stream[a.answer])][0]
-            turn = stage._turn(start, a)
+            turn = stage._turn(a)
             assert int(pool.ids[turn]) == opens
             # Its own user turn and the answer's: two are opened from here to the answer.
             assert int((pool.ids[turn : a.answer] == opens).sum()) == 2
+
+
+def test_questions_that_share_a_memory_are_told_in_it(model: InfiniForCausalLM, cached: Shard) -> None:
+    pool = Pool([cached], model, LAYER)
+    stage = RecallStage(memory_of(model), pool, model, layer=LAYER, longest=700)
+    shared = 0
+    for number in range(30):
+        rows = stage._apiece(random.Random(number))
+        assert all(row.bank is rows[0].bank for row in rows)
+        shared += len(rows) > 1
+        asked = [a for row in rows for a in row.asked if a.version >= 0]
+        told = set(rows[0].bank.places.tolist()) if rows else set()
+        for a in asked:
+            value = next(t for t in pool.told[a.fact] if t.version == a.version)
+            assert set(range(value.start, value.start + value.count)) <= told
+    assert shared > 5
 
 
 def test_what_several_rows_share_is_run_once(model: InfiniForCausalLM) -> None:
@@ -526,6 +566,19 @@ def test_keys_are_made_of_what_the_model_sees_of_a_stream(model: InfiniForCausal
     seen = memory.looked_back(x, tokens, pool.ids[places][None], cache.states[LAYER], None)
     expected = headwise_unit(seen.projected, memory.head_weight)[0]
     torch.testing.assert_close(project(memory, seen_at(memory, pool, places)), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("topics", [True, False])
+def test_what_places_beside_each_other_see_is_worked_out_once(
+    topics: bool, model: InfiniForCausalLM, cached: Shard
+) -> None:
+    memory, pool = memory_of(model), Pool([cached], model, LAYER)
+    memory.topics = memory.topics if topics else None
+    for number in (0, 1, len(pool.streams) // 2, len(pool.streams) - 1):
+        start, length, _ = pool.streams[number]
+        for first, count in ((start, length), (start, 1), (start + 3, length - 5), (start + length - 1, 1)):
+            got = seen_along(memory, pool, first, count)
+            assert torch.allclose(got, seen_at(memory, pool, torch.arange(first, first + count)), atol=1e-5)
 
 
 def test_neighbours_resemble_a_fact_and_are_not_it(model: InfiniForCausalLM, cached: Shard) -> None:

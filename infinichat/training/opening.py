@@ -1,0 +1,63 @@
+"""Which tokens open the adapters above a memory, learned from many answers at little cost.
+
+An answer's first words decide: there nothing is found yet, and what a question asks for must be told from
+the layer's input alone. The recall stage runs a few answers of a step through the layers above; this looks at
+many more, for which no layer has to be run.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from infinichat.corpus.conversations import Asked
+from infinichat.model.bank_memory import BankMemory
+from infinichat.training.pool import Pool
+
+OPENED, CLOSED, PREFIX = 256, 2048, 6
+"""Answers of a step whose first ``PREFIX`` tokens should open the adapters, and other tokens that should
+not."""
+
+
+def said(pool: Pool, start: int, length: int) -> Tensor:
+    """The places whose next tokens are the answer's, for a stream that ends with one and begins with the
+    token that opens a turn, as every turn does."""
+    ids = pool.ids[start : start + length]
+    opened = int((ids == ids[0]).nonzero()[-1, 0])
+    return torch.arange(min(opened + 2, length - 1), length) + start
+
+
+class Opening:
+    """``asked`` are the questions whose answers open; the answers to general questions, and talk, do not."""
+
+    def __init__(self, memory: BankMemory, pool: Pool, asked: Sequence[Asked]) -> None:
+        self.memory, self.pool = memory, pool
+        self.asked = [a for a in asked if a.value > a.answer]
+        shut = [said(pool, start, length) for start, length, kind in pool.streams if kind == "general"]
+        shut += [
+            torch.arange(start, start + length) for start, length, kind in pool.streams if kind == "talk"
+        ]
+        self.shut = torch.cat([torch.zeros(0, dtype=torch.long), *shut])
+
+    def logits(self, places: Tensor) -> Tensor:
+        """How far adapters open at ``places`` [n] where the memory finds nothing, before the sigmoid."""
+        nothing = torch.zeros(len(places), 2)
+        return self.memory.carrying(self.pool.inputs(places), nothing)[1][:, 0]
+
+    @staticmethod
+    def before(asked: Asked) -> Tensor:
+        """The first places whose next tokens are those of the answer before its value."""
+        return torch.arange(asked.answer - 1, min(asked.value - 1, asked.answer - 1 + PREFIX))
+
+    def loss(self, rng: random.Random) -> Tensor:
+        """Cross-entropy of opening where answers begin and of staying shut elsewhere, the two alike."""
+        yes = [self.before(a) for a in rng.sample(self.asked, min(OPENED, len(self.asked)))]
+        count = sum(len(places) for places in yes)
+        no = self.shut[torch.randint(max(1, len(self.shut)), (CLOSED if len(self.shut) else 0,))]
+        logits = self.logits(torch.cat((*yes, no)))
+        opened, shut = F.softplus(-logits[:count]), F.softplus(logits[count:])
+        return opened.sum() / max(1, count) + shut.sum() / max(1, len(no))
