@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from infinichat.engine.matrix_unit import has_matrix_unit
-from infinichat.model.modeling_infini import InfiniAttention, InfiniForCausalLM
+from infinichat.model.decoder_layer import InfiniAttention
+from infinichat.model.modeling_infini import InfiniForCausalLM
 
 HEAD = 64
 """Numbers in a head that ``attend.c`` is written for."""
 
 
 class NativeAttention:
-    """``modeling_infini.AttentionKernel``; ``usable`` says for which processors."""
+    """``decoder_layer.AttentionKernel``; ``usable`` says for which processors."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library

@@ -26,9 +26,10 @@ from torch.nn import functional as F
 from infinichat.engine.quantize import Product, WeightFormat
 from infinichat.model.adapters import Carried
 from infinichat.model.cache import InfiniCache
+from infinichat.model.decoder_layer import InfiniDecoderLayer
 from infinichat.model.decoder_parts import InfiniMLP, RMSNorm, scaled
 from infinichat.model.memories import PaperMemory, ResidualMemory
-from infinichat.model.modeling_infini import InfiniDecoderLayer, InfiniForCausalLM
+from infinichat.model.modeling_infini import InfiniForCausalLM
 from infinichat.model.rope import Rotation, rotations
 from infinichat.model.stored import StoredLinear
 

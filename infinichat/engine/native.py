@@ -26,9 +26,10 @@ from infinichat.model.bank_rows import one_token_each
 from infinichat.model.blocks import Blocks
 from infinichat.model.cache import InfiniCache
 from infinichat.model.configuration_infini import InfiniConfig
+from infinichat.model.decoder_layer import InfiniDecoderLayer
 from infinichat.model.decoder_parts import InfiniMLP
 from infinichat.model.memories import PaperMemory, ResidualMemory
-from infinichat.model.modeling_infini import InfiniDecoderLayer, InfiniForCausalLM
+from infinichat.model.modeling_infini import InfiniForCausalLM
 from infinichat.model.rope import rotations
 from infinichat.model.stored import StoredLinear, put, stored
 

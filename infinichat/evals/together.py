@@ -22,9 +22,9 @@ from infinichat.attention.window import QueryBlock, rotary
 from infinichat.engine.detokenize import StreamDecoder
 from infinichat.evals.bench import Bench, Conversation
 from infinichat.model.cache import InfiniCache
+from infinichat.model.decoder_layer import InfiniDecoderLayer
 from infinichat.model.layer_state import PLAIN_TENSORS, LayerState
 from infinichat.model.memories import ResidualMemory
-from infinichat.model.modeling_infini import InfiniDecoderLayer
 from infinichat.model.segments import SegmentPlan, Sight
 from infinichat.model.slots import Slots
 

@@ -14,7 +14,7 @@ from infinichat.attention.window import blockwise_attention, causal_blocks
 from infinichat.engine import attend as attend_module
 from infinichat.engine.attend import NativeAttention, use_native_attention
 from infinichat.engine.library import native_library
-from infinichat.model.modeling_infini import InfiniAttention
+from infinichat.model.decoder_layer import InfiniAttention
 from tests.engine.conftest import MakeModel, some_ids
 
 
