@@ -220,7 +220,7 @@ def _edit(chat: PlainChat, rest: str) -> bool:
 def _versions(chat: PlainChat, rest: str) -> bool:
     """Without a number: which version of the last answer this is. With one: change to it."""
     messages = chat.session.messages(limit=1)
-    versions = chat.session.siblings(messages[-1].id) if messages else []
+    versions = chat.session.versions(messages[-1].id) if messages else []
     if not versions:
         raise UsageError("there is no answer yet")
     if rest:

@@ -87,12 +87,9 @@ class ChatSession:
         """The selected branch, first to last; with ``limit`` its newest messages (before that message)."""
         return self.store.path(self.id, limit=limit, before=before)
 
-    def siblings(self, message_id: str) -> list[str]:
-        """Ids of the versions of this message, itself included, oldest first. A document has one version: the
-        part of it that was read and the whole of it are not alternatives."""
-        if self.store.message(message_id).role == "document":
-            return [message_id]
-        return self.store.siblings(message_id, self.id)
+    def versions(self, message_id: str) -> list[str]:
+        """Ids of the versions of this message, oldest first (``Store.versions``)."""
+        return self.store.versions(message_id, self.id)
 
     def pending_documents(self) -> list[PendingDocument]:
         """Readings on the selected branch that were stopped; ``read(title, text)`` goes on with one."""

@@ -72,6 +72,13 @@ class MessageStore(StoreBase):
             message = transcripts.message_key(connection, message_id, session=key)
             return transcripts.siblings(connection, key, message)
 
+    def versions(self, message_id: str, session_id: str) -> list[str]:
+        """Those of ``siblings`` that are versions to choose between: an answer that was stopped and gone on
+        with, and a part of a document, are none beside the whole."""
+        with self._session_read(session_id) as (connection, key):
+            message = transcripts.message_key(connection, message_id, session=key)
+            return transcripts.versions(connection, key, message)
+
     def newest_descendant(self, message_id: str, session_id: str) -> str:
         """Id of the end of the branch through this message that was written last; perhaps its own."""
         with self._session_read(session_id) as (connection, key):

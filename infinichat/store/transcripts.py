@@ -205,6 +205,23 @@ def siblings(connection: sqlite3.Connection, session: int, key: int) -> list[str
     return [row["id"] for row in connection.execute(SIBLINGS, {"session": session, "message": key})]
 
 
+VERSIONS = """
+    SELECT s.id FROM messages m JOIN messages s ON s.parent IS m.parent AND s.role = m.role
+    JOIN members ON members.session = :session AND members.message = s.key
+    WHERE m.key = :message AND (s.key = m.key OR m.role != 'document') AND (
+        s.reason IN ('stop', 'complete') OR NOT EXISTS (
+            SELECT 1 FROM messages l JOIN members n ON n.session = :session AND n.message = l.key
+            WHERE l.parent IS m.parent AND l.role = m.role AND n.position > members.position
+            AND substr(l.content, 1, length(rtrim(s.content, char(65533)))) = rtrim(s.content, char(65533))))
+    ORDER BY members.position"""
+
+
+def versions(connection: sqlite3.Connection, session: int, key: int) -> list[str]:
+    """``siblings`` that say something else: without answers that were stopped and then gone on with, and of a
+    document only itself, as the part of it that was read and the whole are not alternatives."""
+    return [row["id"] for row in connection.execute(VERSIONS, {"session": session, "message": key})]
+
+
 def newest_descendant(connection: sqlite3.Connection, session: int, key: int) -> int:
     """The message below (or at) ``key`` that the session came to know last; always the end of a branch."""
     row = connection.execute(

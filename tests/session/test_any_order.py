@@ -83,7 +83,7 @@ class User:
 
     def select(self) -> None:
         message = self.random.choice([m for m in self.session.messages() if m.role == "user"])
-        self.session.select(self.random.choice(self.session.siblings(message.id)))
+        self.session.select(self.random.choice(self.session.versions(message.id)))
 
     def read(self) -> None:
         self.play(self.session.read("book", TEXT))

@@ -25,7 +25,7 @@ def test_a_regenerated_answer_stands_beside_the_first(opened: Open) -> None:
     first = finished(session.send("Hi", sampling=WARM)).message
     second = finished(session.regenerate(sampling=WARM)).message
     assert (first.content, second.content) == ("one", "two")
-    assert session.siblings(second.id) == session.siblings(first.id) == [first.id, second.id]
+    assert session.versions(second.id) == session.versions(first.id) == [first.id, second.id]
     assert [m.content for m in session.messages()] == ["Hi", "two"]
 
 
@@ -48,7 +48,7 @@ def test_a_greedy_regeneration_is_the_same_message(opened: Open) -> None:
     session = opened()
     first = finished(session.send("Hi")).message
     assert finished(session.regenerate()).message.id == first.id
-    assert session.siblings(first.id) == [first.id]
+    assert session.versions(first.id) == [first.id]
 
 
 def test_regenerating_reads_only_the_last_prompt_again(opened: Open) -> None:
@@ -73,7 +73,7 @@ def test_an_edited_message_is_a_new_branch_with_its_own_state(opened: Open, else
         said(straight.send(text))
     assert transcript(session) == transcript(straight)
     assert state_of(session) == state_of(straight)
-    assert len(session.siblings(session.messages()[2].id)) == 2
+    assert len(session.versions(session.messages()[2].id)) == 2
 
 
 def test_the_first_message_can_be_edited(opened: Open, elsewhere: Elsewhere) -> None:
@@ -136,6 +136,23 @@ def test_continuing_shows_only_what_is_new(opened: Open) -> None:
     said(session.send("Hi", sampling=SamplingOptions(temperature=0, max_tokens=2)))
     assert said(session.continue_answer()) == "cdef"
     assert session.messages()[-1].content == "abcdef"
+
+
+def test_an_answer_that_was_gone_on_with_is_no_version_beside_the_whole(opened: Open) -> None:
+    session = opened(engine=ScriptedEngine(["abcdef", "abXY"]))
+    said(session.send("Hi", sampling=SamplingOptions(temperature=0, max_tokens=2)))
+    cut = session.messages()[-1].id
+    assert session.versions(cut) == [cut]
+    said(session.continue_answer())
+    whole = session.messages()[-1].id
+    assert session.versions(whole) == [whole] != [cut]
+    # One that was cut and not gone on with is a version.
+    said(session.send("And?"))
+    first = session.messages()[-1]
+    said(session.regenerate(sampling=SamplingOptions(temperature=0, max_tokens=3)))
+    second = session.messages()[-1]
+    assert (first.content, second.content) == ("abXY", "abX")
+    assert session.versions(second.id) == [first.id, second.id]
 
 
 def test_an_answer_cut_inside_a_character_goes_on_whole(opened: Open, elsewhere: Elsewhere) -> None:

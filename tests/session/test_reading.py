@@ -167,7 +167,7 @@ def test_what_was_read_whole_is_passed_over_except_when_asked_again(opened: Open
 def test_a_document_has_one_version_on_the_screen(opened: Open) -> None:
     session = opened()
     part = read_until(session, 9_000).message
-    assert session.siblings(part.id) == [part.id]
+    assert session.versions(part.id) == [part.id]
 
 
 def test_a_short_document_that_is_stopped_is_fed_with_the_next_turn(

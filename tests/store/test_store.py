@@ -47,6 +47,7 @@ QUERIES = {
     "last": (sessions.RECENT, {}),
     "path": (transcripts.PATH, {"session": 1, "start": 1, "limit": 20}),
     "siblings": (transcripts.SIBLINGS, {"session": 1, "message": 5}),
+    "versions": (transcripts.VERSIONS, {"session": 1, "message": 5}),
     "search": (search.ROWS, {"match": "hello"}),
     "search in a session": (search.ROWS_IN_SESSION, {"match": "hello", "session": "x"}),
     "saved states": (snapshots.ROWS, (1,)),

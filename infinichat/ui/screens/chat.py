@@ -153,10 +153,7 @@ class ChatScreen(Screen[None]):
 
     def position(self, message: Message) -> tuple[int, int]:
         """(number, count) of a message among the versions of it in this session."""
-        if message.role == "document":
-            # The part that was read and the whole are no alternatives.
-            return 1, 1
-        ids = self.store.siblings(message.id, self.session_id)
+        ids = self.store.versions(message.id, self.session_id)
         return (ids.index(message.id) + 1, len(ids)) if message.id in ids else (1, 1)
 
     def _welcome(self) -> Content:

@@ -76,7 +76,7 @@ class ChatCommands:
         if not 1 <= number + step <= count or not await self._idle():
             self._screen.app.bell()
             return
-        ids = self._screen.store.siblings(message.id, self._screen.session_id)
+        ids = self._screen.store.versions(message.id, self._screen.session_id)
         self._screen.turns.select(ids[number + step - 1])
 
     # -- sessions
