@@ -77,7 +77,7 @@ Side = Literal["train", "seen", "held_out"]
 BARE = 0.35
 """Share of the things that belong to no place."""
 
-DAILY, IN_OWN_WORDS = 0.45, 0.3
+DAILY, IN_OWN_WORDS = 0.45, 0.5
 """Shares of the facts that are of the everyday kinds, and of those that ``ways`` has sentences for."""
 
 COMBINED = 0.4

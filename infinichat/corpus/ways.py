@@ -1,4 +1,4 @@
-"""Several hundred kinds of facts as people put them, each with ways of telling it and of asking for it that
+"""Some 1,700 kinds of facts as people put them, each with ways of telling it and of asking for it that
 follow no pattern: "It takes me 40 minutes to get to work.", "How long is my commute?".
 
 They were written one by one (``ways.json``); nothing else in the corpus has their variety, and without it a

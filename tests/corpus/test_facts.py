@@ -156,11 +156,11 @@ def test_articles_contractions_and_corrections_are_as_people_type_them() -> None
 
 
 def test_each_way_says_what_it_is_about_before_the_value_and_asks_without_it() -> None:
-    assert len(ways()) > 300
+    assert len(ways()) > 1500
     for kind, way in ways().items():
         (asks,) = way.spoken.asks
-        assert len(way.spoken.mine) >= 5, kind
-        assert len(asks.mine) >= 4, kind
+        assert len(way.spoken.mine) >= 3, kind
+        assert len(asks.mine) >= 3, kind
         for form in (*way.spoken.mine, *asks.mine, asks.answer_mine):
             assert form.count("{s}") == way.other, form
             assert form.count("{v}") == (form in way.spoken.mine), form
