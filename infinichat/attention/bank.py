@@ -39,6 +39,7 @@ value is looked for anew, and a name can go on with the end of somebody else's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -56,8 +57,9 @@ LEAST_SHARE = 0.05
 """Chance agreement with what was hardly read is not followed; most tokens then cost nothing more."""
 
 
-NEARLY = 5.0
-"""By how much the write gate may miss a token that stands right before one that is written."""
+NEARLY, ON = 5.0, 4.0
+"""By how much the write gate may miss a token that stands right before one that opens it, and one right after
+one that is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +131,19 @@ class BankRead:
     route: Tensor
 
 
-def with_next(logits: Tensor, following: Tensor) -> Tensor:
-    """The write gate's ``logits`` [...] of tokens when those of the next ones, ``following`` [...], are
-    known: what begins something to be written is written if it nearly would have been by itself."""
-    return torch.maximum(logits, torch.minimum(logits + NEARLY, following))
+def with_neighbours(
+    alone: Tensor, following: Tensor, there: Tensor, before: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """The write gate's logits [...] of tokens, ``alone``, when those of the next ones are known. What begins
+    something to be written is written if it nearly would have been by itself, and so is what goes on with
+    it, "Wednes" as "Wednesdays". ``there`` [...] is False where no token is; ``before`` gives for each token
+    what the one before it has."""
+    logits = torch.maximum(alone, torch.minimum(alone + NEARLY, following))
+    written = (logits > 0) & there
+    near = (alone + ON > 0) & there
+    while bool((more := near & ~written & (before(written.to(alone.dtype)) > 0)).any()):
+        written = written | more
+    return torch.where(written & (logits <= 0), alone + ON, logits)
 
 
 def headwise_unit(projected: Tensor, head_weight: Tensor) -> Tensor:

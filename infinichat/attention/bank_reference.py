@@ -22,8 +22,9 @@ HEIR_SHARE, HEIR_NEAR, HEIR_MARGIN = 0.6, 0.5, 12.0
 """A token that replaces something by more than this inherits reads from what has more than this part of the
 largest share, if it does not answer so many nats worse."""
 
-NEARLY = 5.0
-"""By how much a token's write gate may be too low when the next one's is open."""
+NEARLY, ON = 5.0, 4.0
+"""By how much a token's write gate may be too low when the next one's is open, and when the token before is
+written."""
 
 LEAST_OPEN = 0.05
 """Below this, what a read carries on is shut."""
@@ -139,6 +140,8 @@ def bank_layer(
     def strength(s: int) -> Tensor:
         """Of token s, when the one after it has been read."""
         logit = torch.maximum(gate(s), torch.minimum(gate(s) + NEARLY, gate(s + 1)))
+        if last and logit <= 0:
+            logit = gate(s) + ON
         return 2 * (torch.sigmoid(logit) - 0.5).clamp(min=0)
 
     bank: list[Pair] = []

@@ -6,7 +6,8 @@ telling and asking meet wherever the words before the value are alike::
     f_t   = x_t .. x_{t-3}, e_t .. e_{t-5}     the layer's normed inputs and the token embeddings (unit rms)
     q_t   = headwise_unit(W [f_t, o_t]),   k_t = q_{t-1},   m_t = unit(W' f_{t-1}),   n'_t = n' + w' f_{t-1}
     a_t   = w y_t + c + o silu(G y_t + g),   y_t = x_t .. x_{t-3}
-    b_t   = hard_gate(max(a_t, min(a_t + 5, a_{t+1})))                exactly 0 for almost every token
+    b_t   = hard_gate(max(a_t, min(a_t + 5, a_{t+1}), a_t + 4 where b_{t-1} > 0))      exactly 0 for almost
+                                                                                       every token
     v, n, e = bank read, its null weight, how much of that is a value that has ended;  m = matrix read
     h_t  += g_t (alpha W_om (v + n mu m) + (1 - n) w + e w' + u + B z_t),   z_t = silu(A [x_t, 1 - n, e] + a)
 
@@ -32,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from infinichat.attention.bank import BankRule, bank_read, bank_write, headwise_unit, unit, with_next
+from infinichat.attention.bank import BankRule, bank_read, bank_write, headwise_unit, unit, with_neighbours
 from infinichat.attention.infini import ending, hard_gate, ragged_taps, recall_features, recall_read, taps
 from infinichat.attention.memory import wide, write_delta
 from infinichat.model.adapters import Adapters, Carried, cut
@@ -219,18 +220,17 @@ class BankMemory(ResidualMemory):
             keys, state.tail_key = ragged_taps(projected, state.tail_key, real, 2, 1)
             before, state.tail_around = ragged_taps(around, state.tail_around, real, 2, 1)
         gate = self.write_logits(states[..., : self.gate_taps.numel()])[..., None]
-        if real is None:
-            gate_before = taps(gate, state.tail_gate, 1, 1)
-            state.tail_gate = ending(state.tail_gate, gate)
-        else:
-            gate_before, state.tail_gate = ragged_taps(gate, state.tail_gate, real, 1, 1)
-        strength = hard_gate(with_next(gate_before, gate)) * (number > 0)
-        if real is None:
-            earlier = taps(strength, state.tail_strength, 1, 1)
-            state.tail_strength = ending(state.tail_strength, strength)
-        else:
-            strength = strength * real[..., None]
-            earlier, state.tail_strength = ragged_taps(strength, state.tail_strength, real, 1, 1)
+
+        def back(of: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
+            if real is None:
+                return taps(of, tail, 1, 1), ending(tail, of)
+            return ragged_taps(of, tail, real, 1, 1)
+
+        alone, state.tail_gate = back(gate, state.tail_gate)
+        there, tail = number > 0, state.tail_strength
+        there = there if real is None else there & real[..., None]
+        strength = hard_gate(with_neighbours(alone, gate, there, lambda of: back(of, tail)[0])) * there
+        earlier, state.tail_strength = back(strength, tail)
         older = (number[..., 0] - 1).clamp(min=0)
         joined = earlier[..., 0] > 0
         return LookedBack(projected, keys, before, last, older, strength[..., 0], joined)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from infinichat.attention.bank import with_next
+from infinichat.attention.bank import with_neighbours
 from infinichat.corpus.conversations import OTHER
 from infinichat.model.bank_memory import BankMemory
 from infinichat.training.pool import Pool
@@ -67,7 +67,12 @@ def gate_on(memory: BankMemory, pool: Pool) -> dict[str, float]:
     logits = torch.cat([memory.write_logits(pool.states(some, taps)) for some in places])
     # The next stream's first token is not the next one.
     following = F.pad(logits[1:], (0, 1)).masked_fill(F.pad(pool.stream[1:] != pool.stream[:-1], (0, 1)), -99)
-    opened = with_next(logits, following) > 0
+    there, first = torch.ones_like(logits, dtype=torch.bool), pool.stream != F.pad(pool.stream[:-1], (1, 0))
+
+    def before(written: Tensor) -> Tensor:
+        return F.pad(written[:-1], (1, 0)).masked_fill(first, 0)
+
+    opened = with_neighbours(logits, following, there, before) > 0
     told = [t for tellings in pool.told.values() for t in tellings]
     whole = [bool(opened[t.start : t.start + t.count].all()) for t in told]
     other = pool.labels == OTHER

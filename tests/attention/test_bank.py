@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 from torch import Tensor
 
-from infinichat.attention.bank import BankRead, BankRule, BankState, bank_read, bank_write, headwise_unit
+from infinichat.attention.bank import (
+    BankRead,
+    BankRule,
+    BankState,
+    bank_read,
+    bank_write,
+    headwise_unit,
+    with_neighbours,
+)
 
 F64 = torch.float64
 SLOTS, WIDTH = 4, 6
@@ -238,3 +247,27 @@ def test_headwise_units_have_length_one_and_compare_as_a_mean_over_heads() -> No
     assert torch.allclose(ours[0].norm(), torch.ones((), dtype=F64))
     cosines = torch.nn.functional.cosine_similarity(a.view(3, 4), b.view(3, 4), dim=1)
     torch.testing.assert_close(ours[0] @ ours[1], weight.softmax(dim=0) @ cosines)
+
+
+@pytest.mark.parametrize(
+    ("logits", "written"),
+    [
+        ([-6.0, 1.0, -3.9, -3.9, -6.0, -3.9], [0, 1, 1, 1, 0, 0]),  # on to its end, and not again after it
+        ([-4.9, 1.0, -4.1], [1, 1, 0]),  # what begins may miss it by more than what goes on
+        ([-4.9, -4.9, 1.0], [0, 1, 1]),  # nothing begins before a token that nearly is one
+        ([-1.0, -1.0, -1.0], [0, 0, 0]),
+    ],
+)
+def test_what_stands_beside_a_written_token_is_written_if_it_nearly_would_be(
+    logits: list[float], written: list[int]
+) -> None:
+    alone = torch.tensor(logits)
+    following = torch.cat((alone[1:], torch.tensor([-99.0])))
+
+    def before(of: Tensor) -> Tensor:
+        return torch.cat((torch.zeros(1), of[:-1]))
+
+    there = torch.ones(len(logits), dtype=torch.bool)
+    assert (with_neighbours(alone, following, there, before) > 0).int().tolist() == written
+    nowhere = with_neighbours(alone, following, ~there, before)
+    assert torch.equal(nowhere, torch.maximum(alone, torch.minimum(alone + 5, following)))

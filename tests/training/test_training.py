@@ -351,13 +351,13 @@ def test_a_gate_that_is_always_open_writes_all_values_and_all_strays(
 
 
 def test_a_value_s_first_token_is_written_with_the_second(model: InfiniForCausalLM, cached: Shard) -> None:
-    """A gate that is open from the second token of each value on lets the first in as well, and that only."""
+    """A gate that is open at the second token of each value lets the first in as well, and that only."""
     memory, pool = memory_of(model), Pool([cached], model, LAYER)
     told = [t for tellings in pool.told.values() for t in tellings if t.count > 1]
     later = {at for t in told for at in range(t.start + 1, t.start + t.count)}
-    order = iter(
-        torch.tensor([6.0 if at in later else -NEARLY / 2 for at in range(len(pool.ids))]).split(PIECE)
-    )
+    first = {t.start for t in told}
+    logits = [6.0 if at in later else -NEARLY / 2 if at in first else -NEARLY for at in range(len(pool.ids))]
+    order = iter(torch.tensor(logits).split(PIECE))
     memory.write_logits = lambda states: next(order)  # type: ignore[method-assign]
     done = gate_on(memory, Pool([cached], model, LAYER))
     assert done["written"] == pytest.approx(len(told) / sum(map(len, pool.told.values())))
