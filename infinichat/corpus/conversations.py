@@ -9,6 +9,7 @@ told and asked.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,6 +48,10 @@ SAYING_BACK = "Got it. "
 
 ALL_OF_IT = "Got it, I will remember all of that."
 """The reply to several facts at once."""
+
+OF_THEMSELVES = re.compile(r"\b(I|i|[Mm]y|[Ww]e|[Oo]ur|mine|me)\b")
+"""What users say of themselves in real dialogues may be facts: the write gate is not taught to pass them
+over."""
 
 REPLIED = 0.6
 """Share of the replies to something told that are to be learnt."""
@@ -213,7 +218,8 @@ class StreamMaker:
         """Appends real dialogue."""
         dialogue = self.filler.turns(self.rng, turns)
         for role, content in dialogue.messages:
-            stream.turn(role, content[:700], ignore=dialogue.tells and role == "user")
+            tells = role == "user" and (dialogue.tells or bool(OF_THEMSELVES.search(content)))
+            stream.turn(role, content[:700], ignore=tells)
 
     def tell_stream(self, messages: int, *, before: int = 0) -> Stream:
         """``messages`` messages that tell one to four facts each, after ``before`` turns of dialogue and with

@@ -192,8 +192,8 @@ class GateStage:
 
     name = "gate"
 
-    def __init__(self, memory: BankMemory, pool: Pool, *, rate: float = 3e-3) -> None:
-        self.memory, self.pool = memory, pool
+    def __init__(self, memory: BankMemory, pool: Pool, *, rate: float = 3e-3, dropout: float = 0.2) -> None:
+        self.memory, self.pool, self.dropout = memory, pool, dropout
         self.value = (pool.labels == VALUE).nonzero()[:, 0]
         self.other = (pool.labels == OTHER).nonzero()[:, 0]
         if not len(self.value) or not len(self.other):
@@ -212,7 +212,9 @@ class GateStage:
             missed, leaked = self.logits(value), self.logits(many)
         other = torch.cat((many[:1536], many[leaked.topk(1536).indices]))
         value = torch.cat((value[:512], value[missed.topk(384, largest=False).indices]))
-        logits = self.logits(torch.cat((value, other)))
+        places = torch.cat((value, other))
+        states = self.pool.states(places, self.memory.gate_taps.shape[0])
+        logits = self.memory.write_logits(F.dropout(states, self.dropout))
         yes, no = logits[: len(value)], logits[len(value) :]
         # Beyond the cross-entropy: values well above zero, everything else well below, for what is new.
         # What is written by mistake adds up over a million tokens; what is missed is missed once.

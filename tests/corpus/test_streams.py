@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from infinichat.corpus.conversations import VALUE, VERSIONS, StreamMaker
+from infinichat.corpus.conversations import IGNORE, OTHER, VALUE, VERSIONS, StreamMaker
 from infinichat.corpus.facts import FactMaker
 from infinichat.corpus.filler import Filler
 from infinichat.corpus.general import general_questions
@@ -61,6 +61,25 @@ def test_talk_has_no_values_and_general_questions_come_between_others(filler: Fi
     maker.tell_stream(12)
     texts = [tokenizer.decode(maker.ask_stream([0, 1, 2, 3], unknown=0.2, chatter=0).ids) for _ in range(20)]
     assert any("What is gravity?" in text and "Gravity is a force." in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("user", "judged"),
+    [("I collect stamps.", False), ("so my dog ate it", False), ("How are Ida's apples?", True)],
+)
+def test_what_users_say_of_themselves_in_real_talk_is_not_judged(
+    user: str, judged: bool, tmp_path: Path
+) -> None:
+    said = [{"role": "user", "content": user}, {"role": "assistant", "content": "I like those."}]
+    (tmp_path / "talk.jsonl").write_text("\n".join(json.dumps({"messages": said}) for _ in range(40)))
+    maker, tokenizer = maker_of(Filler(tmp_path)), ByteTokenizer()
+    stream = maker.talk_stream(2)
+    judged_text = tokenizer.decode(
+        [token for token, label in zip(stream.ids, stream.labels, strict=True) if label == OTHER]
+    )
+    assert (user in judged_text) == judged
+    assert "I like those." in judged_text
+    assert (IGNORE in stream.labels) != judged
 
 
 def test_general_questions_are_made_and_taken_from_instructions(filler: Filler) -> None:
