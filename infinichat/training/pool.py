@@ -183,8 +183,8 @@ class Pool:
         return (fixed + rng.sample(self.known, min(len(self.known), count)))[:count]
 
     def _strangers(self, facts: dict[tuple[str, str, str], int], rng: random.Random) -> list[Asked]:
-        found = []
-        for _ in range(STRANGERS):
+        found: list[Asked] = []
+        for _ in range(STRANGERS if facts else 0):
             shared = self._shared(rng.choice(list(facts.values())))
             pick = rng.choice(self.same[rng.choice(shared)] if rng.random() < 0.7 else list(self.told))
             if self.facts[pick].key not in facts and pick in self.question:

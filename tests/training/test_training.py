@@ -314,6 +314,12 @@ def test_an_episode_never_holds_what_its_strangers_ask(model: InfiniForCausalLM,
         assert not any(pool.facts[a.fact].key in told for a in episode.strangers)
 
 
+def test_an_episode_may_tell_nothing(model: InfiniForCausalLM, cached: Shard) -> None:
+    pool = Pool([cached], model, LAYER)
+    episode = pool.episode(0, random.Random(0), asked=[replace(pool.known[0], version=-1)])
+    assert (episode.told, episode.asked, episode.strangers) == ([], [], [])
+
+
 def test_a_cache_without_facts_is_refused(model: InfiniForCausalLM, cached: Shard) -> None:
     empty = Shard(cached.hidden, cached.ids, cached.labels, cached.streams, [], [], [])
     memory = memory_of(model)
