@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from typing import Any
 
@@ -37,16 +37,16 @@ class Saying:
 
 
 @cache
-def sayings() -> tuple[Saying, ...]:
-    """All of them."""
-    text = files("infinichat.evals").joinpath("everyday.json").read_text(encoding="utf-8")
+def sayings(among: str = "everyday") -> tuple[Saying, ...]:
+    """All of one collection."""
+    text = files("infinichat.evals").joinpath(f"{among}.json").read_text(encoding="utf-8")
     return tuple(Saying(**one) for one in json.loads(text))
 
 
-def script(rng: random.Random, *, side: Side, count: int) -> Script:
+def script(rng: random.Random, *, side: Side, count: int, among: str = "everyday") -> Script:
     """``count`` of them on different topics, a message each, and a question about each in random order."""
     chosen: dict[str, Saying] = {}
-    for one in rng.sample(sayings(), len(sayings())):
+    for one in rng.sample(sayings(among), len(sayings(among))):
         if len(chosen) < count:
             chosen.setdefault(one.topic, one)
     told = list(chosen.values())
@@ -61,6 +61,13 @@ def script(rng: random.Random, *, side: Side, count: int) -> Script:
 
 def measure(bench: Bench, options: Options, transcript: list[dict[str, Any]] | None = None) -> Report:
     """Cells by number of facts, length, memory and kind of filler; they have no sides of the corpus."""
-    topics = len({one.topic for one in sayings()})
-    counts = sorted({min(count, topics) for count in options.facts})
-    return measure_told("everyday", script, bench, options, transcript, counts=counts, sides=("held_out",))
+    return measure_among("everyday", bench, options, transcript)
+
+
+def measure_among(
+    among: str, bench: Bench, options: Options, transcript: list[dict[str, Any]] | None
+) -> Report:
+    """``measure`` with the sentences of that collection."""
+    topics = len({one.topic for one in sayings(among)})
+    counts, make = sorted({min(count, topics) for count in options.facts}), partial(script, among=among)
+    return measure_told(among, make, bench, options, transcript, counts=counts, sides=("held_out",))

@@ -23,6 +23,7 @@ from infinichat.evals import (
     needle,
     passkey,
     perplexity,
+    stories,
     two_step,
     unknown,
     updates,
@@ -53,6 +54,7 @@ def bench(make_engine: MakeEngine) -> Bench:
         (unknown.measure, 2 * 2 * 2 * 3, 2),
         (two_step.measure, 2 * 2 * 2, 2),
         (everyday.measure, 2 * 2, 2),
+        (stories.measure, 2 * 2, 2),
     ],
 )
 def test_a_measure_asks_at_each_length_on_each_side_under_each_condition(
@@ -89,13 +91,14 @@ def test_all_facts_of_a_script_are_different_and_told(bench: Bench) -> None:
     assert all(asked.right(f"It is {asked.expected}.") for asked in script.asked)
 
 
-def test_everyday_sentences_hold_their_values_and_never_contradict_each_other() -> None:
-    everything = everyday.sayings()
+@pytest.mark.parametrize("among", ["everyday", "stories"])
+def test_everyday_sentences_hold_their_values_and_never_contradict_each_other(among: str) -> None:
+    everything = everyday.sayings(among)
     assert len(everything) >= 100
     for one in everything:
         assert names(one.value)(one.tell), one
         assert not names(one.value)(one.ask), one
-    script = everyday.script(random.Random(1), side="held_out", count=32)
+    script = everyday.script(random.Random(1), side="held_out", count=32, among=among)
     said = [message.content for message in script.told if message.role == "user"]
     told = [one for one in everything if one.tell in said]
     assert len({one.topic for one in told}) == len(told) == len(script.asked) == 32
