@@ -15,7 +15,7 @@ from infinichat.corpus.facts import FactMaker, Side
 from infinichat.corpus.sentences import Fact
 from infinichat.evals.asking import Asked, Script
 from infinichat.evals.bench import Bench
-from infinichat.evals.judging import says
+from infinichat.evals.judging import says_fact
 from infinichat.evals.task import Options, Report
 from infinichat.evals.telling import as_messages, distinct_facts
 from infinichat.evals.told import measure_told
@@ -32,7 +32,7 @@ def script(rng: random.Random, *, side: Side, count: int, questions: int) -> Scr
 
 def questions_about(maker: FactMaker, facts: Sequence[Fact], rng: random.Random) -> tuple[Asked, ...]:
     """A question about each of ``facts``, in the order given."""
-    return tuple(Asked(maker.ask(rng, fact).ask, says(fact.value), fact.value) for fact in facts)
+    return tuple(Asked(maker.ask(rng, fact).ask, says_fact(fact), fact.value) for fact in facts)
 
 
 def measure(bench: Bench, options: Options, transcript: list[dict[str, Any]] | None = None) -> Report:

@@ -18,6 +18,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from infinichat.corpus.sentences import Fact, answer_start, spoken_of
+
 Judge = Callable[[str], bool]
 
 BEFORE = frozenset(
@@ -148,16 +150,17 @@ def normalised(text: str) -> str:
     return " ".join(text.translate(_QUOTES).replace("*", "").split()).casefold()
 
 
-def says(value: str, *, never: Sequence[str] = ()) -> Judge:
-    """Right is an answer that gives ``value`` and none of ``never``, by the module's rule."""
-    wanted = _whole(normalised(value))
+def says(value: str, *, never: Sequence[str] = (), behind: Sequence[str] = ()) -> Judge:
+    """Right is an answer that gives ``value`` and none of ``never``, by the module's rule; words of
+    ``behind`` may stand right before the value, too."""
+    wanted, allowed = _whole(normalised(value)), BEFORE | {normalised(word) for word in behind}
     others = [_whole(normalised(other)) for other in never]
 
     def judge(answer: str) -> bool:
         text = normalised(answer)
         if any(other.search(text) for other in others):
             return False
-        return any(_alone(text, found) for found in wanted.finditer(text))
+        return any(_alone(text, found, allowed) for found in wanted.finditer(text))
 
     return judge
 
@@ -180,7 +183,15 @@ def _whole(value: str) -> re.Pattern[str]:
     return re.compile(rf"(?<![\w-])(?<!\w[.,:'/@]){re.escape(value)}(?![\w-]|[.,:'/@]\w)")
 
 
-def _alone(text: str, found: re.Match[str]) -> bool:
+def says_fact(fact: Fact, *, never: Sequence[str] = ()) -> Judge:
+    """``says`` its value, behind the last word of any of the ways in which such a fact is answered, too: "You
+    named your dog Rufus." """
+    spoken = spoken_of(fact)
+    starts = [answer_start(fact, asks) for asks in (None, *(spoken.asks if spoken is not None else ()))]
+    return says(fact.value, never=never, behind=[start.split()[-1] for start in starts])
+
+
+def _alone(text: str, found: re.Match[str], allowed: frozenset[str]) -> bool:
     before, after = text[: found.start()], text[found.end() :]
     # "red, blue" and "red or blue" offer two values; which one is meant is not for a judge to say.
     if re.search(r"(\bor|,)\s*$", before) and re.search(r"\b(is|was|are)\s+(?!,)[^,.;]+(,|\bor)\s*$", before):
@@ -189,7 +200,7 @@ def _alone(text: str, found: re.Match[str]) -> bool:
         return False
     last = re.search(r"([\w'-]+)\s*$", before.rstrip('"( '))
     ended = re.search(r"[.:;!?,]\s*[\"(]?\s*$", before)
-    if last and not ended and last[1] not in BEFORE:
+    if last and not ended and last[1] not in allowed:
         return False
     following = re.match(r"[\")]*\s*([\w'-]+)", after)
     return following is None or following[1] in AFTER

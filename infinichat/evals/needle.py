@@ -9,7 +9,7 @@ from infinichat.corpus.facts import FactMaker, Side
 from infinichat.evals.asking import Asked, Script, plan, play
 from infinichat.evals.bench import Bench
 from infinichat.evals.filler import FillerText
-from infinichat.evals.judging import says
+from infinichat.evals.judging import says_fact
 from infinichat.evals.task import Options, Report, Tally
 
 BEGINNING = 64
@@ -22,7 +22,7 @@ def script(rng: random.Random, *, side: Side) -> Script:
     fact = maker.fact(rng)
     sentence = maker.tell(rng, fact).text
     return Script(
-        (), (Asked(maker.ask(rng, fact).ask, says(fact.value), fact.value),), 1, f"\n\n{sentence}\n\n"
+        (), (Asked(maker.ask(rng, fact).ask, says_fact(fact), fact.value),), 1, f"\n\n{sentence}\n\n"
     )
 
 

@@ -14,7 +14,7 @@ from infinichat.corpus.sentences import Fact, Sentence, is_bound
 from infinichat.corpus.vocabulary import NAMES, choose
 from infinichat.evals.asking import Asked, Script
 from infinichat.evals.bench import Bench
-from infinichat.evals.judging import says
+from infinichat.evals.judging import says_fact
 from infinichat.evals.task import Options, Report
 from infinichat.evals.telling import as_messages
 from infinichat.evals.told import measure_told
@@ -44,7 +44,7 @@ def script(rng: random.Random, *, side: Side, count: int) -> Script:
         fact = personal(maker, name, rng)
         second.append(maker.tell(rng, fact))
         question = maker.ask(rng, Fact("kin", role, fact.noun, fact.kind, fact.value))
-        asked.append(Asked(question.ask, says(fact.value), fact.value))
+        asked.append(Asked(question.ask, says_fact(fact), fact.value))
     rng.shuffle(second)
     rng.shuffle(asked)
     return Script(as_messages(first, rng) + as_messages(second, rng), tuple(asked), facts=2 * len(people))

@@ -12,7 +12,7 @@ from infinichat.corpus.sentences import Fact
 from infinichat.errors import UsageError
 from infinichat.evals.asking import Asked, Script
 from infinichat.evals.bench import Bench
-from infinichat.evals.judging import says
+from infinichat.evals.judging import says_fact
 from infinichat.evals.task import Options, Report
 from infinichat.evals.telling import as_messages, distinct_facts
 from infinichat.evals.told import measure_told
@@ -58,7 +58,7 @@ def _asked(maker: FactMaker, known: list[Fact], rng: random.Random) -> Asked:
     newest = known[-1]
     older = [fact.value for fact in known[:-1]]
     kind = "corrected once" if len(known) == 2 else "corrected twice"
-    return Asked(maker.ask(rng, newest).ask, says(newest.value, never=older), newest.value, kind)
+    return Asked(maker.ask(rng, newest).ask, says_fact(newest, never=older), newest.value, kind)
 
 
 def measure(bench: Bench, options: Options, transcript: list[dict[str, Any]] | None = None) -> Report:

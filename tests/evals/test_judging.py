@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from infinichat.evals.judging import admits, completes, says
+from infinichat.corpus.sentences import Fact
+from infinichat.evals.judging import admits, completes, says, says_fact
 
 RIGHT = [
     ("417", "417"),
@@ -83,3 +84,15 @@ def test_a_completion_has_to_begin_with_the_value() -> None:
 )
 def test_admitting_is_recognised(answer: str, admitted: bool) -> None:
     assert admits(answer) is admitted
+
+
+def test_a_fact_may_be_said_in_any_of_the_ways_in_which_it_is_answered() -> None:
+    dog = Fact("user", "", "dog's name", "pet", "Rufus")
+    for answer in ("Your dog is called Rufus.", "You named your dog Rufus.", "It's Rufus."):
+        assert says_fact(dog)(answer), answer
+    # A word that none of them ends with is part of another name.
+    assert not says_fact(dog)("Your dog is called Old Rufus.")
+    assert not says("Rufus")("You named your dog Rufus.")
+    assert not says_fact(dog, never=["Bello"])("You named your dog Rufus, not Bello.")
+    drink = Fact("person", "Gloria", "diet", "diet", "pescatarian")
+    assert says_fact(drink)("Gloria eats pescatarian.")
