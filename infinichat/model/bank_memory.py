@@ -13,8 +13,8 @@ telling and asking meet wherever the words before the value are alike::
 
 and [x_t, 1 - n, e, z_t] decides what is carried on to the layers above (``adapters``).
 (``infinichat.attention.bank`` and ``.memory``; o_t are the topic heads of ``.topics``, where there are some.)
-A token is written as soon as the one after it has been
-read, and if that one is to be written, nearly is enough: of "The pass key is 59306" the blank before the
+A token is written as soon as the one after it has been read, and nearly is enough if that one opens the gate
+or the one before is written: of "Wednesdays" both parts, and of "The pass key is 59306" the blank before the
 digits is a token of its own, after which anything might have come, and without it the value is not found. A
 token does not wait until it leaves the window: a small model finds little even in its window. Of 24 things
 told a few hundred tokens before, SmolLM2-135M said one with a memory that is written later, and 20 with one

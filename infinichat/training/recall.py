@@ -55,7 +55,7 @@ YOUNG, PAGES = 0.4, 0.2
 """Shares of young conversations, and of pages, among the streams that are taken whole."""
 
 JUDGED = 48
-"""Tokens of it whose distributions are compared: first those that open a turn, where a model refuses."""
+"""Tokens of the talk whose distributions are compared, first those that open a turn: there one refuses."""
 
 OPENING = 6
 """Tokens at the start of a turn, with those that mark it."""
