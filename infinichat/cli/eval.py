@@ -23,6 +23,7 @@ TASKS: dict[str, str] = {
     "facts": "N facts told, filler, a question about each",
     "everyday": "what people tell about themselves, in sentences written one by one",
     "stories": "the same with a story around it, asked for in other words",
+    "young": "told, replied to and asked for at once, as a conversation begins",
     "passkey": "a random key at a depth, in the paper's words and in a chat",
     "unknown": "what was never told is admitted, what was told is not refused",
     "updates": "facts corrected once or twice: the newest wins",

@@ -96,9 +96,15 @@ class Conversation:
 
     def ask(self, text: str, *, max_tokens: int) -> str:
         """The greedy answer to a question; this conversation is as before."""
-        asked = self.copy()
-        asked.feed(asked.encode_question(text))
+        return self.copy().say(text, max_tokens=max_tokens)
+
+    def say(self, text: str, *, max_tokens: int) -> str:
+        """The greedy answer to a message; both belong to this conversation from then on."""
+        self.feed(self.encode_question(text))
         options = SamplingOptions(temperature=0, repetition_penalty=1.0, max_tokens=max_tokens)
         ends = self.bench.format.end_ids
-        tokens = self.bench.engine.generate(asked.cache, options, end_ids=ends)
-        return "".join(token.text for token in tokens)
+        tokens = self.bench.engine.generate(self.cache, options, end_ids=ends)
+        answer = "".join(token.text for token in tokens)
+        if self.previous != "raw":
+            self.previous = "assistant"
+        return answer

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from infinichat.chat_format import Utterance
 from infinichat.corpus.facts import FactMaker
 from infinichat.corpus.phrasings import ASK, ASK_MORE, TELL, TELL_MORE
 from infinichat.corpus.spoken import KIN_SPOKEN, PET_SPOKEN, SPOKEN
@@ -27,6 +28,7 @@ from infinichat.evals import (
     two_step,
     unknown,
     updates,
+    young,
 )
 from infinichat.evals.bench import Bench
 from infinichat.evals.judging import names
@@ -64,6 +66,48 @@ def test_a_measure_asks_at_each_length_on_each_side_under_each_condition(
     assert len(report.cells) == cells
     assert {cell.n for cell in report.cells} == {asked}
     assert {cell.facts for cell in report.cells} == {2}
+
+
+def test_a_young_conversation_counts_replies_and_questions_of_all_that_is_told(bench: Bench) -> None:
+    transcript: list[dict[str, object]] = []
+    report = young.measure(bench, SMALL, transcript)
+    kinds = ("reply", "at once", "at the end")
+    found = {(c.extra["told"], c.extra["kind"], c.memory) for c in report.cells}
+    among = ("seen", "held_out", "everyday", "stories")
+    assert found == {(told, kind, use) for told in among for kind in kinds for use in ("on", "off")}
+    assert {cell.n for cell in report.cells} == {young.FACTS}
+    assert len(transcript) == len(found) * young.FACTS
+    everyday_ones = {one.tell: one.value for one in everyday.sayings()}
+    for line in transcript:
+        if (line["told"], line["kind"]) == ("everyday", "reply"):
+            assert everyday_ones[str(line["asked"])] == line["expected"]
+
+
+def test_what_is_said_belongs_to_a_conversation_and_what_is_asked_does_not(bench: Bench) -> None:
+    line = bench.new_conversation()
+    line.tell(Utterance("user", "Hello."))
+    before = line.tokens
+    line.ask("How are you?", max_tokens=2)
+    assert line.tokens == before
+    line.say("How are you?", max_tokens=2)
+    assert line.tokens > before + len("How are you?")
+    assert line.previous == "assistant"
+
+
+@pytest.mark.parametrize(
+    ("reply", "is_fair"),
+    [
+        ("Got it. Your dog is called Rufus.", True),
+        ("Got it. Your dog is called Rex.", False),
+        ("Got it, I will remember that.", True),
+        ("Got it.", True),
+        ("Rufus is something you have not told me.", False),
+        ("Your shoes are something you have not told me.", False),
+        ("Oh dear, not the shoes!", True),
+    ],
+)
+def test_a_reply_is_fair_that_claims_nothing_else(reply: str, is_fair: bool) -> None:
+    assert young.fair(reply, "Rufus") is is_fair
 
 
 def test_passkey_is_measured_plain_and_in_a_chat_at_each_depth(bench: Bench) -> None:
