@@ -17,6 +17,7 @@ from typing import Any
 from infinichat.corpus.facts import FactMaker
 from infinichat.corpus.filler import Filler
 from infinichat.corpus.sentences import Fact, Question, Sentence, join
+from infinichat.corpus.ways import KIND
 
 OTHER, VALUE, IGNORE = 0, 1, 2
 GENERAL = -2
@@ -48,6 +49,9 @@ SAYING_BACK = "Got it. "
 
 ALL_OF_IT = "Got it, I will remember all of that."
 """The reply to several facts at once."""
+
+KEPT = "Got it, I will remember that."
+"""The reply to a fact in somebody's own words: which of them is the value is easily mistaken."""
 
 OF_THEMSELVES = re.compile(r"\b(I|i|[Mm]y|[Ww]e|[Oo]ur|mine|me)\b")
 """What users say of themselves in real dialogues may be facts: the write gate is not taught to pass them
@@ -128,12 +132,13 @@ class StreamText:
 
     def reply(self, sentences: Sequence[Sentence]) -> None:
         """The assistant turn, to be learnt, after a message that told ``sentences``."""
-        values = [(sentence.echo, fact.value) for sentence in sentences for *_, fact in sentence.spans]
-        text, low, high = ALL_OF_IT, 0, 0
-        if len(values) == 1:
-            low = len(SAYING_BACK + values[0][0])
-            high = low + len(values[0][1])
-            text = f"{SAYING_BACK}{values[0][0]}{values[0][1]}."
+        told = [(sentence.echo, fact) for sentence in sentences for *_, fact in sentence.spans]
+        text, low, high = ALL_OF_IT if len(told) > 1 else KEPT, 0, 0
+        if len(told) == 1 and not told[0][1].kind.startswith(KIND):
+            echo, value = told[0][0], told[0][1].value
+            low = len(SAYING_BACK + echo)
+            high = low + len(value)
+            text = f"{SAYING_BACK}{echo}{value}."
         start = self.turn("assistant", text)
         self.answers.append((start, start + len(text), start + low, start + high, -1, SAID_BACK))
 

@@ -26,8 +26,9 @@ from infinichat.corpus.facts import IN_OWN_WORDS, FactMaker, Side
 from infinichat.corpus.filler import Filler
 from infinichat.corpus.sentences import Fact
 
-GROUP = 7
-"""Questions in a stream."""
+GROUPS = (7, 7, 4, 1, 1, 1)
+"""Questions in a stream. A question that comes after others is known by their answers; the first one of a
+conversation has to be known by itself."""
 
 MIXED_LONGEST = 400
 """Tokens of a young conversation."""
@@ -73,10 +74,14 @@ def draw_streams(maker: StreamMaker, tokens: int) -> list[tuple[str, Stream]]:
             size += len(stream.ids)
     kept = sorted({told.fact for _, stream in streams for told in stream.told})
     rng.shuffle(kept)
-    for start in range(0, len(kept), GROUP):
-        chatter, before = rng.choice((0.0, 0.0, 0.1, 0.3)), rng.choice((0, 0, 0, 0, 3))
-        asked = maker.ask_stream(kept[start : start + GROUP], unknown=0.2, chatter=chatter, before=before)
-        streams.append(("ask", asked))
+    while kept:
+        count = rng.choice(GROUPS)
+        chatter, before = (
+            rng.choice((0.0, 0.0, 0.1, 0.3)),
+            rng.choice((0, 0, 0, 0, 3) if count > 1 else (0, 0, 1, 2)),
+        )
+        group, kept = kept[:count], kept[count:]
+        streams.append(("ask", maker.ask_stream(group, unknown=0.2, chatter=chatter, before=before)))
     return streams
 
 

@@ -10,16 +10,15 @@ import random
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from infinichat.attention.bank import with_neighbours
 from infinichat.corpus.conversations import OTHER
 from infinichat.model.bank_memory import BankMemory
 from infinichat.training.pool import Pool
-from infinichat.training.reading import follow, project, read, seen_at, stray_tokens, write
+from infinichat.training.reading import follow, project, read, seen_at, write
+from infinichat.training.strays import Strays, let_through
 
-PIECE = 8192
-"""Tokens that are looked at together."""
+COMPANY = (8, 64)
+"""Strays in the memories that are asked."""
 
 
 @torch.no_grad()
@@ -29,7 +28,7 @@ def recall_on(
     """Shares over at least ``questions`` questions in memories of ``facts`` facts: ``recall`` of values told
     once and ``updated`` of corrected ones, all their tokens right; ``refused`` of both; ``unknown``
     admitted. ``ideal``: as ``write``."""
-    rng = random.Random(f"{seed}/{facts}")
+    rng, strays = random.Random(f"{seed}/{facts}"), Strays(memory, pool)
     once: list[bool] = []
     updated: list[bool] = []
     refused: list[bool] = []
@@ -38,7 +37,7 @@ def recall_on(
         episode = pool.episode(facts, rng)
         if not episode.asked:
             break
-        bank = write(memory, pool, episode, stray_tokens(pool, 8, rng), ideal=ideal)
+        bank = write(memory, pool, strays.into(episode, rng.choice(COMPANY), rng), ideal=ideal)
         places = [torch.arange(a.value - 1, a.value + a.count - 1) for a in episode.asked]
         strange = torch.tensor([a.value - 1 for a in episode.strangers], dtype=torch.long)
         queries = project(memory, seen_at(memory, pool, torch.cat((*places, strange))))
@@ -62,17 +61,7 @@ def recall_on(
 def gate_on(memory: BankMemory, pool: Pool) -> dict[str, float]:
     """What the write gate does: the share of values told that are ``written`` whole, and the share of all
     tokens that are written and should not be, ``stray``."""
-    taps, size = memory.gate_taps.shape[0], len(pool.ids)
-    places = [torch.arange(start, min(start + PIECE, size)) for start in range(0, size, PIECE)]
-    logits = torch.cat([memory.write_logits(pool.states(some, taps)) for some in places])
-    # The next stream's first token is not the next one.
-    following = F.pad(logits[1:], (0, 1)).masked_fill(F.pad(pool.stream[1:] != pool.stream[:-1], (0, 1)), -99)
-    there, first = torch.ones_like(logits, dtype=torch.bool), pool.stream != F.pad(pool.stream[:-1], (1, 0))
-
-    def before(written: Tensor) -> Tensor:
-        return F.pad(written[:-1], (1, 0)).masked_fill(first, 0)
-
-    opened = with_neighbours(logits, following, there, before) > 0
+    opened = let_through(memory, pool)
     told = [t for tellings in pool.told.values() for t in tellings]
     whole = [bool(opened[t.start : t.start + t.count].all()) for t in told]
     other = pool.labels == OTHER

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from infinichat.corpus.conversations import Asked
+from infinichat.corpus.conversations import GENERAL, Asked
 from infinichat.model.bank_memory import BankMemory
 from infinichat.training.pool import Pool
 
@@ -32,12 +32,14 @@ def said(pool: Pool, start: int, length: int) -> Tensor:
 
 
 class Opening:
-    """``asked`` are the questions whose answers open; the answers to general questions, and talk, do not."""
+    """``asked`` are the questions whose answers open, and the tellings whose replies do; the answers to
+    general questions among them, and to others, and talk, do not."""
 
     def __init__(self, memory: BankMemory, pool: Pool, asked: Sequence[Asked]) -> None:
         self.memory, self.pool = memory, pool
-        self.asked = [a for a in asked if a.value > a.answer]
-        shut = [said(pool, start, length) for start, length, kind in pool.streams if kind == "general"]
+        self.asked = [a for a in asked if a.version != GENERAL and len(self.before(a))]
+        shut = [torch.arange(a.answer - 1, a.end - 1) for a in asked if a.version == GENERAL]
+        shut += [said(pool, start, length) for start, length, kind in pool.streams if kind == "general"]
         shut += [
             torch.arange(start, start + length) for start, length, kind in pool.streams if kind == "talk"
         ]
@@ -50,8 +52,10 @@ class Opening:
 
     @staticmethod
     def before(asked: Asked) -> Tensor:
-        """The first places whose next tokens are those of the answer before its value."""
-        return torch.arange(asked.answer - 1, min(asked.value - 1, asked.answer - 1 + PREFIX))
+        """The first places whose next tokens are those of the answer before its value; where it has none, of
+        all of it."""
+        value = asked.value if asked.count else asked.end
+        return torch.arange(asked.answer - 1, min(value - 1, asked.answer - 1 + PREFIX))
 
     def loss(self, rng: random.Random) -> Tensor:
         """Cross-entropy of opening where answers begin and of staying shut elsewhere, the two alike."""

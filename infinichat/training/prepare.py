@@ -54,7 +54,7 @@ STAGES = ("keys", "marks", "gate", "recall")
 STEPS = {"keys": 2500, "marks": 1200, "gate": 900, "recall": 900}
 """Enough for SmolLM2-135M: 2 to 15 minutes a stage on one core, recall 50."""
 
-MIXED = 20
+MIXED = 8
 """Shards of telling and asking for each of young conversations, which is twice as large, and each of
 pages."""
 

@@ -6,7 +6,6 @@ whose tokens are places of a ``Pool``.
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +14,6 @@ from torch.nn import functional as F
 
 from infinichat.attention.bank import followed, headwise_unit, inherited, replaced, replaced_for_good, unit
 from infinichat.attention.topics import RECENT, pooled
-from infinichat.corpus.conversations import OTHER
 from infinichat.model.bank_memory import STATE_TAPS, BankMemory
 from infinichat.model.layer_state import TOKEN_TAPS
 from infinichat.training.pool import Episode, Pool, value_places
@@ -71,29 +69,23 @@ def project(memory: BankMemory, seen: Tensor) -> Tensor:
     return headwise_unit(F.linear(seen, memory.context), memory.head_weight)
 
 
-def places_of(episode: Episode, stray: Tensor) -> Tensor:
-    """The written tokens: first the ``stray`` ones, then everything that ``episode`` tells."""
-    return torch.cat((stray, value_places(episode.told)))
-
-
 def write(
     memory: BankMemory,
     pool: Pool,
     episode: Episode,
-    stray: Tensor,
     *,
     dropout: float = 0.0,
     ideal: bool = True,
 ) -> Bank:
-    """Everything that ``episode`` tells, after the ``stray`` tokens. ``ideal``: what is replaced has faded
+    """Everything that ``episode`` tells. ``ideal``: what is replaced has faded
     and nothing else has; otherwise as the product's bank would hold it."""
-    places = places_of(episode, stray)
+    places = value_places(episode.told)
     seen = seen_at(memory, pool, places - 1)
     keys = project(memory, F.dropout(seen, dropout, training=dropout > 0))
     rule, count = memory.rule(keys.dtype), len(places)
     heirs = torch.full((count,), -1)
     if ideal:
-        faded = -FADED * same_slot(slots_of(pool, episode, len(stray))).any(dim=1).to(keys.dtype)
+        faded = -FADED * same_slot(slots_of(pool, episode)).any(dim=1).to(keys.dtype)
     else:
         around = seen[:, : memory.fade.shape[1]]
         marks, novelty = unit(F.linear(around, memory.fade)), around @ memory.novelty
@@ -136,23 +128,15 @@ def follow(
     return got[0], ended[0]
 
 
-def stray_tokens(pool: Pool, count: int, rng: random.Random) -> Tensor:
-    """``count`` tokens that nobody meant to be written: the gate's mistakes, made up."""
-    found: list[int] = []
-    while len(found) < count:
-        place = rng.randrange(len(pool.ids))
-        if int(pool.labels[place]) == OTHER:
-            found.append(place)
-    return torch.tensor(found, dtype=torch.long)
-
-
-def slots_of(pool: Pool, episode: Episode, stray: int) -> list[object]:
+def slots_of(pool: Pool, episode: Episode) -> list[object]:
     """What each written token answers, comparable: the fact, and the value's tokens before it. Two tokens
-    with the same are asked for by the same words, so that the later one must replace the earlier."""
-    found: list[object] = [("stray", number) for number in range(stray)]
-    for told in episode.told:
+    with the same are asked for by the same words, so that the later one must replace the earlier. What tells
+    no fact answers nothing else."""
+    found: list[object] = []
+    for number, told in enumerate(episode.told):
         ids = pool.ids[told.start : told.start + told.count].tolist()
-        found += [(pool.facts[told.fact].key, tuple(ids[:at])) for at in range(told.count)]
+        key = pool.facts[told.fact].key if told.fact >= 0 else number
+        found += [(key, tuple(ids[:at])) for at in range(told.count)]
     return found
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,9 +25,11 @@ from infinichat.model.adapters import Carried
 from infinichat.model.bank_memory import BankMemory
 from infinichat.model.modeling_infini import InfiniForCausalLM
 from infinichat.training.opening import Opening, said
-from infinichat.training.plain import Past, decode, past_of
+from infinichat.training.plain import Past, past_of
 from infinichat.training.pool import Episode, Pool
-from infinichat.training.reading import Bank, follow, project, read, seen_along, stray_tokens, write
+from infinichat.training.reading import Bank, write
+from infinichat.training.rows import Held, Row, Rows
+from infinichat.training.strays import Strays
 
 READ = ("out", "confidence", "ending", "found_bias", "read_gate", "adapt_in", "adapt_in_bias", "adapt_out")
 CARRIED = ("carry", "say_final")
@@ -48,6 +49,13 @@ ALONE, SHARING = 16, (1, 2, 4, 8)
 """Questions and tellings of a step that stand alone behind the same other talk, which is run once: the first
 question has no answered one before it that shows how answers look. So many are put to one memory."""
 
+FRESH, FIRST_LONGEST = 0.4, 160
+"""Share of the steps in which they stand at the start of a conversation instead, and the tokens that it has
+up to the end of the answer."""
+
+COMPANY, LITTLE = (0, 0, 8, 32, 96), (0, 0, 0, 4, 32)
+"""Tokens in a memory that nobody meant to be written, where it is asked and where something is just told."""
+
 TOLD = 0.5
 """Share of draws that give a telling, to be answered by saying it back; the others give several questions."""
 
@@ -65,27 +73,6 @@ BEFORE = (48, 320)
 
 BEHIND = 0.4
 """Share of the steps in which talk and general questions come after other talk."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """``length`` tokens from place ``start`` on with their ``bank``, and the places in it that are
-    ``asked``."""
-
-    start: int
-    length: int
-    bank: Bank
-    asked: Sequence[Asked] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A row that should stay the base's: at the places ``judged`` its distributions are compared, and where
-    it is ``silent`` [length] nothing should be added."""
-
-    row: Row
-    judged: Sequence[int]
-    silent: Tensor
 
 
 class RecallStage:
@@ -107,6 +94,7 @@ class RecallStage:
     ) -> None:
         self.memory, self.pool, self.model, self.layer = memory, pool, model, layer
         self.streams, self.alone, self.longest = streams, alone, longest
+        self.strays, self.rows = Strays(memory, pool), Rows(memory, pool, model, layer)
         self.parameters = dict(memory.named_parameters())
         adapters = [name for name in self.parameters if name.startswith("adapters.")]
         self.rates = dict.fromkeys((*READ, *adapters), rate) | dict.fromkeys(CARRIED, 3 * rate)
@@ -128,15 +116,21 @@ class RecallStage:
         self.quiet = [n for n, s in enumerate(pool.streams) if s[2] not in apart]
         self.talk = [n for n, s in enumerate(pool.streams) if s[2] == "talk"]
         self.general = [s for s in pool.streams if s[2] == "general"]
-        self.opening = Opening(memory, pool, [a for _, asked in self.asking for a in asked])
+        answering = (*self.asking, *self.young, *self.telling)
+        self.opening = Opening(memory, pool, [a for _, asked in answering for a in asked])
 
     def loss(self, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
-        whole, alone = self._drawn(self._whole, self.streams, rng), self._drawn(self._apiece, self.alone, rng)
+        whole = self._drawn(self._whole, self.streams, rng)
+        past: Past = ()
+        if rng.random() < FRESH:
+            alone = self._drawn(self._first, self.alone, rng)
+        else:
+            alone, past = self._drawn(self._apiece, self.alone, rng), self._past(rng)
         chosen, energy = list[Tensor](), list[Tensor]()
-        for rows, past in ((whole, ()), (alone, self._past(rng))):
+        for rows, earlier in ((whole, ()), (alone, past)):
             if rows:
-                hidden, added, carried, spent = self._added(rows)
-                final = self._upper(hidden, added, carried, past)
+                hidden, added, carried, spent = self.rows.added(rows)
+                final = self.rows.upper(hidden, added, carried, earlier)
                 chosen += [final[index, places] for index, places in enumerate(map(self._places, rows))]
                 energy += [part[self._silent(row)] for part, row in zip(spent, rows, strict=True)]
         answers, right = self._answers(torch.cat(chosen), whole + alone)
@@ -192,6 +186,22 @@ class RecallStage:
         turns = ((self._turn(a), a) for a in chosen)
         return [Row(turn, a.end - turn, bank, [a]) for turn, a in turns if a.end - turn <= self.longest]
 
+    def _first(self, rng: random.Random) -> Sequence[Row]:
+        """The first question of a conversation, or the first telling, with everything before it."""
+        tells = bool(self.telling) and (not self.asking or rng.random() < TOLD)
+        streams = self.telling if tells else self.asking
+        if not streams:
+            return ()
+        number, asked = rng.choice(streams)
+        start, first = self.pool.streams[number][0], asked[0]
+        if first.end - start > FIRST_LONGEST:
+            return ()
+        if tells:
+            bank = self._own_bank(rng, number, (), upto=first.end)
+        else:
+            bank = self._written(rng, self._episode(rng, [first]))
+        return (Row(start, first.end - start, bank, [first]),)
+
     def _turn(self, question: Asked) -> int:
         """Where the turn opens that asks ``question``; a stream begins with the token that opens one."""
         start = self.pool.streams[int(self.pool.stream[question.answer])][0]
@@ -237,10 +247,10 @@ class RecallStage:
         taken |= {self.pool.facts[a.fact].key for a in questions if a.fact >= 0}
         count = rng.choice((0, 0, 0, 0, 2, 8, 32))
         others = self.pool.episode(count, rng).told if count else []
-        told = [t for t in others if self.pool.facts[t.fact].key not in taken] + own
+        before = [t for t in others if self.pool.facts[t.fact].key not in taken]
+        told = self.strays.among(before, rng.choice(LITTLE), rng) + own
         with torch.no_grad():
-            stray = stray_tokens(self.pool, rng.choice((0, 0, 0, 4)), rng)
-            return write(self.memory, self.pool, Episode(told, [], []), stray)
+            return write(self.memory, self.pool, Episode(told, [], []))
 
     def _episode(self, rng: random.Random, questions: Sequence[Asked]) -> Episode:
         """A past of which ``questions`` may be asked."""
@@ -248,60 +258,9 @@ class RecallStage:
         return self.pool.episode(count, rng, asked=questions, near=near)
 
     def _written(self, rng: random.Random, episode: Episode) -> Bank:
-        stray = stray_tokens(self.pool, rng.choice((0, 0, 8, 24)), rng)
+        episode = self.strays.into(episode, rng.choice(COMPANY), rng)
         with torch.no_grad():
-            return write(self.memory, self.pool, episode, stray)
-
-    def _read(self, row: Row) -> tuple[Tensor, Carried, Tensor]:
-        """What the memory adds to the row's own tokens [n, C], what it carries on for them, and the share
-        [n] of their own energy that is added."""
-        places, bank = torch.arange(row.start, row.start + row.length), row.bank
-        with torch.no_grad():
-            # What this stream tells itself is there when the token after it has been read.
-            own = (bank.places >= row.start) & (bank.places < row.start + row.length)
-            unseen = own[None] & (bank.places[None] + 1 >= places[:, None])
-            queries = project(self.memory, seen_along(self.memory, self.pool, row.start, row.length))
-            p = read(self.memory, bank, queries, unseen=unseen).exp()
-            p, ended = follow(self.pool, bank, places, p, unseen=unseen)
-            values = p[:, :-1] @ self.pool.values(bank.ids)
-            something = (~unseen.all(dim=1, keepdim=True)).float()
-        got, carried = self.memory.added(
-            self.pool.inputs(places), values, p[:, -1:], ended[:, None], something
-        )
-        own_energy = self.pool.hidden[places].float().square().sum(dim=-1).clamp(min=1.0)
-        return got, carried, got.square().sum(dim=-1) / own_energy
-
-    def _added(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor, Carried, list[Tensor]]:
-        """Padded states [B, T, C], what the memory adds to them and carries on, and its share of the rows'
-        own energy."""
-        longest = max(row.length for row in rows)
-        hidden, added, kept, energy = [], [], [], []
-        for row in rows:
-            got, carried, share = self._read(row)
-            rest = (0, 0, 0, longest - row.length)
-            hidden.append(F.pad(self.pool.hidden[row.start : row.start + row.length], rest))
-            added.append(F.pad(got, rest))
-            kept.append([F.pad(t, rest) for t in (carried.opened, carried.values, carried.wish)])
-            energy.append(share)
-        opened, values, wish = (torch.stack(parts) for parts in zip(*kept, strict=True))
-        carried = Carried(carried.adapters, opened, values, wish, carried.by_final, carried.scale)
-        states = torch.stack(hidden).to(self.model.model.norm.weight.dtype)
-        return states, torch.stack(added), carried, energy
-
-    def _upper(
-        self,
-        hidden: Tensor,
-        added: Tensor | None = None,
-        carried: Carried | None = None,
-        past: Past = (),
-    ) -> Tensor:
-        """The final states; without ``added`` those of the base."""
-        last = self.model.config.num_hidden_layers
-        final = decode(
-            self.model, hidden, first=self.layer, last=last, added=added, carried=carried, past=past
-        )
-        normed: Tensor = self.model.model.norm(final)
-        return normed if carried is None else carried.spoken(normed)
+            return write(self.memory, self.pool, episode)
 
     def _answers(self, final: Tensor, rows: Sequence[Row]) -> tuple[Tensor, float]:
         """Cross-entropy on the answers' tokens, whose final states are ``final`` [n, C], and the share of
@@ -334,7 +293,7 @@ class RecallStage:
         for held in (self._stretch(banks, rng), self._general(banks, rng)):
             if held:
                 rows = [one.row for one in held]
-                hidden, added, carried, spent = self._added(rows)
+                hidden, added, carried, spent = self.rows.added(rows)
                 apart.append(self._apart(held, hidden, added, carried, past))
                 parts = zip(held, carried.opened, spent, strict=True)
                 for one, opened, used in parts:
@@ -342,7 +301,7 @@ class RecallStage:
                     energy.append(used[one.silent])
         for number in rng.sample(self.talk, min(SILENT, len(self.talk))):
             start, length, _ = self.pool.streams[number]
-            got = self._read(Row(start, min(length, PIECE), rng.choice(banks)))
+            got = self.rows.read(Row(start, min(length, PIECE), rng.choice(banks)))
             shut.append(got[1].opened[:, 0])
             energy.append(got[2])
         flat, far = torch.cat(shut), torch.cat(apart)
@@ -382,8 +341,8 @@ class RecallStage:
             torch.tensor([place for one in held for place in one.judged], dtype=torch.long),
         )
         with torch.no_grad():
-            plain = self.model.lm_head(self._upper(hidden, past=past)[where]).float().log_softmax(dim=-1)
-        final = self._upper(hidden, added, carried, past)[where]
+            plain = self.model.lm_head(self.rows.upper(hidden, past=past)[where]).float().log_softmax(dim=-1)
+        final = self.rows.upper(hidden, added, carried, past)[where]
         changed = self.model.lm_head(final).float().log_softmax(dim=-1)
         return F.kl_div(changed, plain, reduction="none", log_target=True).sum(dim=-1)
 

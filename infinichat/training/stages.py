@@ -24,21 +24,25 @@ from infinichat.attention.bank import replaced, unit
 from infinichat.corpus.conversations import OTHER, VALUE, Asked
 from infinichat.errors import UsageError
 from infinichat.model.bank_memory import BankMemory
-from infinichat.training.pool import Episode, Pool
+from infinichat.training.pool import Episode, Pool, value_places
 from infinichat.training.reading import (
     FADED,
     Bank,
-    places_of,
     project,
     read,
     same_slot,
     seen_at,
     slots_of,
-    stray_tokens,
     write,
 )
+from infinichat.training.strays import Strays
 
-SCALARS = ("head_weight", "beta", "null", "recency")
+SCALARS = ("head_weight", "beta", "null")
+"""Not ``recency``: what is asked for in an episode is younger than the rest, because corrections are asked
+for more often, and a rho that learns that (0.6) hides what was told long ago."""
+
+COMPANY = (0, 8, 32, 96)
+"""Tokens in a memory that nobody meant to be written."""
 
 PAIRS, NEIGHBOURS = 24, 2
 """Questions of a step that are put to memories of one thing, and how many neighbours of each sort they
@@ -69,6 +73,7 @@ class KeysStage:
         if not pool.known:
             raise UsageError("The cache has no fact that is told and asked for; prepare more of it first.")
         self.memory, self.pool, self.dropout = memory, pool, dropout
+        self.strays = Strays(memory, pool)
         self.parameters = dict(memory.named_parameters())
         self.rates = {"context": rate} | dict.fromkeys(SCALARS, 1e-2)
         if memory.topics is not None:
@@ -78,7 +83,7 @@ class KeysStage:
     def loss(self, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
         pool, memory, dropout = self.pool, self.memory, self.dropout
         episode = pool.episode(rng.choice((16, 32, 64, 128)), rng, near=rng.choice((0.0, 0.3, 0.6)))
-        bank = write(memory, pool, episode, stray_tokens(pool, rng.choice((0, 8, 24)), rng), dropout=dropout)
+        bank = write(memory, pool, self.strays.into(episode, rng.choice(COMPANY), rng), dropout=dropout)
         places = torch.cat([torch.arange(a.value - 1, a.value + a.count - 1) for a in episode.asked])
         weight = torch.cat([self._weight(a) for a in episode.asked])
         strange = torch.tensor([a.value - 1 for a in episode.strangers], dtype=torch.long)
@@ -158,19 +163,20 @@ class MarksStage:
         if not any(len(tellings) > 1 for tellings in pool.told.values()):
             raise UsageError("The cache has no corrected fact; prepare more of it first.")
         self.memory, self.pool, self.dropout = memory, pool, dropout
+        self.strays = Strays(memory, pool)
         self.parameters = dict(memory.named_parameters())
         self.rates = {"fade": rate, "novelty": rate, "erase": 1e-2}
 
     def loss(self, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
         pool, memory = self.pool, self.memory
         episode = pool.episode(rng.choice((16, 32, 64)), rng, near=rng.choice((0.0, 0.3, 0.6)), corrected=0.6)
-        stray = stray_tokens(pool, rng.choice((0, 8, 24)), rng)
+        episode = self.strays.into(episode, rng.choice(COMPANY), rng)
         # Half of the steps without: dropout makes everything less alike, and the threshold has to fit.
         dropout = rng.choice((0.0, self.dropout))
-        around = F.dropout(pool.around(places_of(episode, stray) - 1), dropout)
+        around = F.dropout(pool.around(value_places(episode.told) - 1), dropout)
         marks, novelty = unit(F.linear(around, memory.fade)), around @ memory.novelty
         rule = memory.rule(around.dtype)
-        same = same_slot(slots_of(pool, episode, len(stray)))
+        same = same_slot(slots_of(pool, episode))
         # Of several versions it is the last that still counts: the others have faded when the next one comes.
         old = same & ~(same.float() @ same.float() > 0)
         earlier = torch.ones_like(same).triu(diagonal=1)

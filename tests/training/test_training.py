@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infinichat.attention.bank import NEARLY, BankState, bank_read, bank_write, headwise_unit, unit
-from infinichat.corpus.conversations import OTHER, SAID_BACK, VALUE, StreamMaker
+from infinichat.corpus.conversations import ALL_OF_IT, KEPT, OTHER, SAID_BACK, VALUE, StreamMaker
 from infinichat.corpus.facts import FactMaker
 from infinichat.corpus.filler import Filler
 from infinichat.corpus.sentences import answer_start, spoken_of
+from infinichat.corpus.ways import KIND
 from infinichat.engine.byte_tokenizer import ByteTokenizer
 from infinichat.errors import UsageError
 from infinichat.model.adapters import Carried
@@ -38,7 +39,7 @@ from infinichat.training.cache import (
     shard_files,
     write_shard,
 )
-from infinichat.training.checks import PIECE, gate_on, recall_on
+from infinichat.training.checks import gate_on, recall_on
 from infinichat.training.loop import Check, Plan, run_stage, seeded
 from infinichat.training.opening import PREFIX, Opening
 from infinichat.training.plain import decode, lower, offsets_of, past_of
@@ -46,8 +47,10 @@ from infinichat.training.plots import draw, series
 from infinichat.training.pool import Episode, Pool
 from infinichat.training.prepare import Options, give_topics
 from infinichat.training.reading import follow, project, read, same_slot, seen_along, seen_at, slots_of, write
-from infinichat.training.recall import RecallStage, Row
+from infinichat.training.recall import RecallStage
+from infinichat.training.rows import Row
 from infinichat.training.stages import GateStage, KeysStage, MarksStage
+from infinichat.training.strays import PIECE, Strays
 
 from .test_lm import in_two_processes
 
@@ -208,13 +211,15 @@ def test_adapters_learn_to_open_where_answers_begin_and_nowhere_else(
     memory, pool = memory_of(model), Pool([cached], model, LAYER)
     opening = Opening(memory, pool, pool.asked)
     begins = torch.cat([opening.before(a) for a in opening.asked])
-    assert all(a.value > a.answer for a in opening.asked)
     # At most so many tokens, all of them before the value: the one that it is said after is not among them.
     assert len(begins) <= PREFIX * len(opening.asked)
-    assert not set(begins.tolist()) & {a.value - 1 for a in opening.asked}
-    assert {int(pool.stream[place]) for place in opening.shut.tolist()} == {
-        number for number, (_, _, kind) in enumerate(pool.streams) if kind in ("talk", "general")
-    }
+    assert not set(begins.tolist()) & {a.value - 1 for a in opening.asked if a.count}
+    # Of replies that say nothing back, the beginning.
+    whole = [a for a in pool.asked if a.version == SAID_BACK and not a.count]
+    assert whole
+    assert {a.answer - 1 for a in whole} <= set(begins.tolist())
+    shut = {number for number, (_, _, kind) in enumerate(pool.streams) if kind in ("talk", "general")}
+    assert {int(pool.stream[place]) for place in opening.shut.tolist()} == shut
     learned = [memory.adapt_in, memory.adapt_in_bias, memory.carry, memory.carry_bias]
     for parameter in learned:
         parameter.requires_grad_(True)
@@ -370,13 +375,55 @@ def test_a_value_s_first_token_is_written_with_the_second(model: InfiniForCausal
     assert done["stray"] == 0
 
 
+def test_strays_are_what_the_gate_lets_through_of_talk(model: InfiniForCausalLM, cached: Shard) -> None:
+    memory, pool = memory_of(model), Pool([cached], model, LAYER)
+    kinds = [pool.streams[number][2] for number in pool.stream.tolist()]
+    talk = [at for at, kind in enumerate(kinds) if kind == "talk" and pool.labels[at] == OTHER]
+    told = {at for t in value_places_of(pool) for at in t}
+    opened = {*talk[10:13], talk[20], *told}
+    logits = torch.tensor([6.0 if at in opened else -9.0 for at in range(len(pool.ids))])
+    order = iter(logits.split(PIECE))
+    memory.write_logits = lambda states: next(order)  # type: ignore[method-assign]
+    runs = Strays(memory, pool).runs
+    assert [(run.start, run.count) for run in runs] == [(talk[10], 3), (talk[20], 1)]
+    assert told.isdisjoint(at for run in runs for at in range(run.start, run.start + run.count))
+
+
+def value_places_of(pool: Pool) -> list[range]:
+    """The places of every value told."""
+    return [range(t.start, t.start + t.count) for tellings in pool.told.values() for t in tellings]
+
+
+def test_strays_stand_before_between_and_after_and_are_replaced_by_nothing(
+    model: InfiniForCausalLM, cached: Shard
+) -> None:
+    memory, pool = memory_of(model), Pool([cached], model, LAYER)
+    strays, rng = Strays(memory, pool), random.Random(3)
+    episode = pool.episode(6, rng)
+    mixed = strays.into(episode, 400, rng)
+    assert [t for t in mixed.told if t.fact >= 0] == episode.told
+    facts = [at for at, t in enumerate(mixed.told) if t.fact >= 0]
+    others = [at for at, t in enumerate(mixed.told) if t.fact < 0]
+    assert min(others) < facts[0]
+    assert any(facts[0] < at < facts[-1] for at in others)
+    after = [at for at in others if at > facts[-1]]
+    assert len(after) > len(others) // 4
+    assert sum(mixed.told[at].count for at in others) >= 400
+    slots = slots_of(pool, mixed)
+    stray = torch.tensor([t.fact < 0 for t in mixed.told for _ in range(t.count)])
+    same = same_slot(slots)
+    assert len(slots) == len(stray)
+    assert not bool(same[stray].any())
+    assert not bool(same[:, stray].any())
+
+
 def test_the_made_up_bank_is_the_products(model: InfiniForCausalLM, cached: Shard) -> None:
     """Same keys, same fading and same reads as the layer's own bank gives for the same tokens in that
     order."""
     memory, pool = memory_of(model), Pool([cached], model, LAYER)
     episode = pool.episode(6, random.Random(2))
     with torch.no_grad():
-        bank = write(memory, pool, episode, torch.empty(0, dtype=torch.long), ideal=False)
+        bank = write(memory, pool, episode, ideal=False)
         count, width = bank.keys.shape
         marked = len(memory.fade)
         marks = unit(F.linear(pool.around(bank.places - 1), memory.fade))
@@ -431,8 +478,8 @@ def test_what_a_stream_tells_is_read_when_the_token_after_it_has_been(
     number = next(n for n in range(len(pool.streams)) if n in pool.told_in)
     start, length, _ = pool.streams[number]
     own = sorted(pool.told_in[number], key=lambda told: told.start)
-    bank = write(memory, pool, Episode(own, [], []), torch.empty(0, dtype=torch.long))
-    _, added, _, _ = stage._added([Row(start, length, bank)])
+    bank = write(memory, pool, Episode(own, [], []))
+    _, added, _, _ = stage.rows.added([Row(start, length, bank)])
     first = own[0].start - start
     assert not added[0, : first + 2].any()
     assert bool(added[0, first + 2].any())
@@ -510,6 +557,24 @@ def test_questions_that_share_a_memory_are_told_in_it(model: InfiniForCausalLM, 
     assert shared > 5
 
 
+def test_first_questions_and_first_tellings_begin_with_their_conversation(
+    model: InfiniForCausalLM, cached: Shard
+) -> None:
+    """Nothing before them shows how answers look."""
+    pool = Pool([cached], model, LAYER)
+    stage = RecallStage(memory_of(model), pool, model, layer=LAYER)
+    starts = {start for start, _, _ in pool.streams}
+    rows = [row for number in range(200) for row in stage._first(random.Random(number))]
+    versions = {row.asked[0].version for row in rows}
+    assert SAID_BACK in versions
+    assert 0 in versions
+    for row in rows:
+        assert row.start in starts
+        assert row.start + row.length == row.asked[0].end
+        earlier = [a for a in pool.asked if row.start <= a.answer < row.asked[0].answer]
+        assert earlier == []
+
+
 def test_what_several_rows_share_is_run_once(model: InfiniForCausalLM) -> None:
     """Rows behind the same tokens have the states that they have with those tokens before each of them."""
     h = torch.randn(2, 9, 32)
@@ -532,6 +597,12 @@ def test_replies_to_what_is_told_may_differ_from_the_base(model: InfiniForCausal
         assert bool(stage._replies(start, length)[a.answer - start : a.end - start].all())
         said = ByteTokenizer().decode(pool.ids[a.answer : a.end - 1].tolist())
         assert said.startswith("Got it")
+        told = [t for t in pool.told_in[int(pool.stream[a.answer])] if t.start < a.answer]
+        latest = max(told, key=lambda t: t.start)
+        if a.count:
+            assert not pool.facts[latest.fact].kind.startswith(KIND)
+        else:
+            assert said in (KEPT, ALL_OF_IT)
         if a.count:
             value = ByteTokenizer().decode(pool.ids[a.value : a.value + a.count].tolist()).strip()
             assert said.endswith(f"{value}.")
@@ -546,11 +617,8 @@ def test_a_token_replaces_those_with_the_same_question_and_beginning(
     pool = Pool([cached], model, LAYER)
     number = next(n for n, told in pool.told.items() if len(told) > 1)
     first, second = sorted(pool.told[number], key=lambda told: told.version)[:2]
-    slots = slots_of(pool, Episode([first, second], [], []), 2)
-    same = same_slot(slots)
-    assert not same[:2].any()
-    assert not same[:, :2].any()
-    assert bool(same[2, 2 + first.count])
+    same = same_slot(slots_of(pool, Episode([first, second], [], [])))
+    assert bool(same[0, first.count])
     one, two = (pool.ids[t.start : t.start + t.count].tolist() for t in (first, second))
     alike = next(
         (at for at, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two))

@@ -1,0 +1,88 @@
+"""What the write gate lets through of talk that tells nothing: the company that facts have in a bank.
+
+A memory that has listened to ten thousand tokens of talk holds more of them than of what it was told, most
+of them written after it, and much that resembles it: what other people said of themselves. A bank without
+them teaches the wrong thing: where strays are few, random, and always the oldest, the surest way to tell a
+fact from a stray is its age, and a fact that has grown old is not found.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from infinichat.attention.bank import with_neighbours
+from infinichat.corpus.conversations import OTHER, Told
+from infinichat.model.bank_memory import BankMemory
+from infinichat.training.pool import Episode, Pool
+
+PIECE = 8192
+"""Tokens that are looked at together."""
+
+NOBODY = -1
+"""The fact that a stray tells."""
+
+MADE_UP = 0.25
+"""Share of strays that are any token at all, so that a gate that is trained later may make other mistakes."""
+
+LONGEST = 8
+"""Tokens of one stray; a gate that is not trained lets everything through."""
+
+LATER = 0.5
+"""Share of strays that come after everything that is told; the others are anywhere."""
+
+
+@torch.no_grad()
+def let_through(memory: BankMemory, pool: Pool) -> Tensor:
+    """[tokens] True at the tokens of ``pool`` that the write gate of ``memory`` lets through."""
+    taps, size = memory.gate_taps.shape[0], len(pool.ids)
+    places = [torch.arange(start, min(start + PIECE, size)) for start in range(0, size, PIECE)]
+    logits = torch.cat([memory.write_logits(pool.states(some, taps)) for some in places])
+    # The next stream's first token is not the next one.
+    following = F.pad(logits[1:], (0, 1)).masked_fill(F.pad(pool.stream[1:] != pool.stream[:-1], (0, 1)), -99)
+    there, first = torch.ones_like(logits, dtype=torch.bool), pool.stream != F.pad(pool.stream[:-1], (1, 0))
+
+    def before(written: Tensor) -> Tensor:
+        return F.pad(written[:-1], (1, 0)).masked_fill(first, 0)
+
+    return with_neighbours(logits, following, there, before) > 0
+
+
+class Strays:
+    """``runs`` are the tokens written by mistake in the ``talk`` of ``pool``, those that follow each other
+    together."""
+
+    def __init__(self, memory: BankMemory, pool: Pool) -> None:
+        self.talk = (pool.labels == OTHER).nonzero()[:, 0]
+        talk = torch.tensor([kind == "talk" for _, _, kind in pool.streams] or [False])
+        stray = let_through(memory, pool) & (pool.labels == OTHER) & talk[pool.stream]
+        begins = stray & ~(F.pad(stray[:-1], (1, 0)) & (pool.stream == F.pad(pool.stream[:-1], (1, 0))))
+        lengths = torch.bincount(begins.cumsum(dim=0)[stray], minlength=1)[1:].tolist()
+        whole = zip(begins.nonzero()[:, 0].tolist(), lengths, strict=True)
+        self.runs = [
+            Told(NOBODY, 0, at, min(LONGEST, start + length - at))
+            for start, length in whole
+            for at in range(start, start + length, LONGEST)
+        ]
+
+    def among(self, told: Sequence[Told], count: int, rng: random.Random) -> list[Told]:
+        """``told`` in its order, with about ``count`` tokens that are strays before, between and after."""
+        placed = [(float(at), one) for at, one in enumerate(told)]
+        left = count if len(self.talk) else 0
+        while left > 0:
+            if self.runs and rng.random() >= MADE_UP:
+                stray = rng.choice(self.runs)
+            else:
+                stray = Told(NOBODY, 0, int(self.talk[rng.randrange(len(self.talk))]), 1)
+            placed.append((float(len(told)) if rng.random() < LATER else rng.uniform(-1, len(told)), stray))
+            left -= stray.count
+        return [one for _, one in sorted(placed, key=lambda entry: entry[0])]
+
+    def into(self, episode: Episode, count: int, rng: random.Random) -> Episode:
+        """``episode`` with strays ``among`` what it tells."""
+        return replace(episode, told=self.among(episode.told, count, rng))
