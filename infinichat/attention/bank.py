@@ -7,8 +7,9 @@ what leaves):
 
     p_i ~ exp(beta q.k_i + f_i - rho ln(1 + a_i)),   p_null ~ exp(beta n),   read = sum_i p_i v_i
 
-a_i is how many tokens were written after i. f_i <= 0 is how far it has faded. A token j replaces what would
-have been the answer in its place: from every i before it, it takes kappa t_ij with
+a_i is how many tokens were written after i. f_i <= 0 is how far it has faded; a token that the write gate
+was not sure of starts out faded (``doubted``). A token j replaces what would have been the answer in its
+place: from every i before it, it takes kappa t_ij with
 
     t_ij = exp(beta' m_j.m_i + f_i) / (exp(beta' n'_j) + sum_{i' before j} exp(beta' m_j.m_i' + f_i'))
 
@@ -52,6 +53,11 @@ HEIR_SHARE, HEIR_NEAR, HEIR_MARGIN = 0.6, 0.5, 12.0
 """How surely a token replaces something before it inherits reads, from what has how much of the largest
 share, and by how many nats it may answer worse. Chosen on generated conversations: a share of 0.3 makes more
 corrections sure and costs more facts than that."""
+
+SURE, DOUBT = 6.0, 0.5
+"""The write gate's logit from which on a token is as good as any, and how many nats each unit below it costs.
+What is let through of talk that tells nothing has 2 to 6 more often than what tells something: it is in doubt
+that a stray is passed over, and leaves a full bank first. Chosen on ``evals/stories.json``."""
 
 LEAST_SHARE = 0.05
 """Chance agreement with what was hardly read is not followed; most tokens then cost nothing more."""
@@ -257,26 +263,34 @@ def followed(
     return torch.stack(rows, dim=1), torch.stack(ends, dim=1), route
 
 
+def doubted(strength: Tensor) -> Tensor:
+    """How far tokens written with ``strength`` [...] (of ``infini.hard_gate``) are faded from the beginning:
+    [...] <= 0."""
+    logits = torch.logit((1 + strength) / 2, eps=1e-6)
+    return DOUBT * (logits - SURE).clamp(max=0)
+
+
 def bank_write(
     bank: BankState,
     new: tuple[Tensor, Tensor, Tensor, Tensor],
     *,
-    chosen: Tensor,
+    strength: Tensor,
     joined: Tensor,
     novelty: Tensor,
     written: Tensor,
     rule: BankRule,
 ) -> BankState:
     """Add ``new`` tokens in order: their unit keys [B, n, K] and marks [B, n, F], values [B, n, C] and ids
-    [B, n]; those where ``chosen`` [B, n] is False are left out. ``joined`` [B, n] is True where the token
-    right before was written, too; ``novelty`` [B, n] as for ``replaced``. ``written`` [B] counts the tokens
-    written before."""
+    [B, n]; those where ``strength`` [B, n] is 0 are left out. ``joined`` [B, n] is True where the token
+    right before was written, too: it is doubted no more than that one. ``novelty`` [B, n] as for
+    ``replaced``. ``written`` [B] counts the tokens written before."""
+    chosen = strength > 0
     order = torch.where(chosen, written[:, None] + chosen.cumsum(dim=1), 0)
-    faded = torch.zeros_like(order, dtype=bank.faded.dtype)
+    faded = torch.where(chosen, doubted(strength.to(bank.faded.dtype)), 0)
     size, count = bank.ids.shape[1], order.shape[1]
     filled = min(int(written.max()), size)
-    unread = torch.zeros_like(faded)
-    added = (*new, faded, order, joined.to(order.dtype) * chosen, unread, torch.zeros_like(order))
+    unread, joined = torch.zeros_like(faded), joined.to(order.dtype) * chosen
+    added = (*new, faded, order, joined, unread, torch.zeros_like(order))
     pairs = zip(bank.first(filled).tensors(), added, strict=True)
     whole = BankState(*(torch.cat(both, dim=1) for both in pairs))
     alike = whole.marks @ new[1].transpose(1, 2)  # [B, filled + n, n]
@@ -284,6 +298,11 @@ def bank_write(
     for at in range(count):
         there = (whole.order > 0) & (whole.order < order[:, at, None])
         share = replaced(alike[..., at], faded, there, novelty[:, at], rule) * chosen[:, at, None]
+        if bool(joined[:, at].any()):
+            last = (whole.order == order[:, at, None] - 1) & (joined[:, at, None] > 0)
+            surer = faded.masked_fill(~last, float("-inf")).amax(dim=1, keepdim=True)
+            itself = torch.arange(faded.shape[1], device=faded.device) == filled + at
+            faded = torch.where(itself, torch.maximum(faded, surer), faded)
         faded = faded - rule.force * share
         gone = replaced_for_good(share)
         if bool(gone.any()):

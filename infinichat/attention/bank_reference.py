@@ -163,7 +163,10 @@ def bank_layer(
             written += 1
             mark, zero = unit(projection(s - 1, p.fade)), b.new_zeros(())
             novelty = projection(s - 1, p.novelty[None])[0]
-            pair = Pair(key(s - 1), mark, words[s], ids[s], zero, written, last, zero)
+            doubt = 0.5 * (torch.logit((1 + b) / 2, eps=1e-6) - 6).clamp(max=0)
+            if last and bank and bank[-1].order == written - 1:
+                doubt = torch.maximum(doubt, bank[-1].faded)
+            pair = Pair(key(s - 1), mark, words[s], ids[s], doubt, written, last, zero)
             bank = _written(bank, pair, novelty, p)
             bank = _readiest(bank, written, p, slots)
             features = [recall_features(projection(s - 1), h, heads, order) for h in range(heads)]

@@ -366,7 +366,7 @@ class BankMemory(ResidualMemory):
         state.bank = bank_write(
             state.bank,
             (headwise_unit(keys, self.head_weight.to(keys.dtype)), unit(marks), values, ids),
-            chosen=strength > 0,
+            strength=strength,
             joined=joined,
             novelty=novelty[..., 0],
             written=state.memory.written,

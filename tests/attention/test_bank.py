@@ -17,6 +17,7 @@ from infinichat.attention.bank import (
     headwise_unit,
     with_neighbours,
 )
+from infinichat.attention.infini import hard_gate
 
 F64 = torch.float64
 SLOTS, WIDTH = 4, 6
@@ -49,12 +50,12 @@ def told(
     keys, values = (axes[[fact[at] for fact in facts]][None] for at in (0, 1))
     marked = keys if marks is None else axes[marks][None]
     ids = torch.tensor([[value for _, value in facts]])
-    chosen, before = torch.ones_like(ids, dtype=torch.bool), torch.tensor([written])
+    sure, before = torch.ones_like(ids, dtype=F64), torch.tensor([written])
     together = torch.tensor([[at in joined for at in range(len(facts))]])
     return bank_write(
         bank,
         (keys, marked, values, ids),
-        chosen=chosen,
+        strength=sure,
         joined=together,
         novelty=torch.full_like(values[..., 0], novelty),
         written=before,
@@ -119,7 +120,7 @@ def heirs(**changes: float) -> BankState:
         bank = bank_write(
             bank,
             (halfway, axes[None, :1], axes[None, value : value + 1], torch.tensor([[value]])),
-            chosen=torch.ones(1, 1, dtype=torch.bool),
+            strength=torch.ones(1, 1, dtype=F64),
             joined=torch.zeros(1, 1, dtype=torch.bool),
             novelty=torch.zeros(1, 1, dtype=F64),
             written=torch.tensor([written]),
@@ -176,6 +177,37 @@ def test_how_writes_are_cut_into_calls_changes_nothing_while_there_is_room() -> 
         torch.testing.assert_close(one, other)
 
 
+def doubtful(strengths: list[float], joined: tuple[int, ...] = (), size: int | None = None) -> BankState:
+    """The bank after tokens written with ``strengths``, each under a key and with a mark of its own."""
+    count = len(strengths)
+    axes, ids = torch.eye(WIDTH, dtype=F64)[:count][None], torch.arange(count)[None]
+    return bank_write(
+        empty() if size is None else BankState(*(tensor[:, :size] for tensor in empty().tensors())),
+        (axes, axes, axes, ids),
+        strength=torch.tensor([strengths], dtype=F64),
+        joined=torch.tensor([[at in joined for at in range(count)]]),
+        novelty=torch.full((1, count), 9.0, dtype=F64),
+        written=torch.tensor([0]),
+        rule=rule(recency=0.0),
+    )
+
+
+def test_what_the_gate_was_not_sure_of_starts_out_faded_and_leaves_a_full_bank_first() -> None:
+    strength = hard_gate(torch.tensor([2.0, 9.0, 4.0, 7.0], dtype=F64)).tolist()
+    faded = doubtful(strength).faded[0, :4]
+    expected = torch.tensor([-2.0, 0.0, -1.0, 0.0], dtype=F64)
+    torch.testing.assert_close(faded, expected, atol=1e-3, rtol=0)
+    assert doubtful(strength, size=3).ids[0].tolist() == [1, 2, 3]
+    assert doubtful(strength, size=2).ids[0].tolist() == [1, 3]
+
+
+def test_the_rest_of_a_value_is_doubted_no_more_than_its_beginning() -> None:
+    strength = hard_gate(torch.tensor([9.0, 1.0, 2.0, 1.0], dtype=F64)).tolist()
+    faded = doubtful(strength, joined=(1, 3)).faded[0, :4]
+    expected = torch.tensor([0.0, 0.0, -2.0, -2.0], dtype=F64)
+    torch.testing.assert_close(faded, expected, atol=1e-3, rtol=0)
+
+
 def test_tokens_that_are_not_chosen_leave_no_trace() -> None:
     bank = told(empty(), [(0, 3)], 0)
     keys = torch.eye(WIDTH, dtype=F64)[None, :2]
@@ -184,7 +216,7 @@ def test_tokens_that_are_not_chosen_leave_no_trace() -> None:
     after = bank_write(
         bank,
         (*new, ids),
-        chosen=nothing,
+        strength=torch.zeros(1, 2, dtype=F64),
         joined=nothing,
         novelty=torch.zeros(1, 2, dtype=F64),
         written=torch.tensor([1]),

@@ -439,13 +439,13 @@ def test_the_made_up_bank_is_the_products(model: InfiniForCausalLM, cached: Shar
             torch.zeros(1, count, dtype=torch.long),
         )
         new = (bank.keys[None], marks[None], pool.values(bank.ids)[None], bank.ids[None])
-        chosen, rule = torch.ones(1, count, dtype=torch.bool), memory.rule(torch.float32)
+        sure, rule = torch.ones(1, count), memory.rule(torch.float32)
         joined = F.pad(bank.places[1:] == bank.places[:-1] + 1, (1, 0))[None]
         written = torch.tensor([count])
         novelty = (pool.around(bank.places - 1) @ memory.novelty)[None]
         before = written - count
         real = bank_write(
-            start, new, chosen=chosen, joined=joined, novelty=novelty, written=before, rule=rule
+            start, new, strength=sure, joined=joined, novelty=novelty, written=before, rule=rule
         )
         places = bank.places[:5]
         queries = bank.keys[:5]
