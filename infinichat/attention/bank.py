@@ -299,7 +299,7 @@ def bank_write(
         there = (whole.order > 0) & (whole.order < order[:, at, None])
         share = replaced(alike[..., at], faded, there, novelty[:, at], rule) * chosen[:, at, None]
         if bool(joined[:, at].any()):
-            last = (whole.order == order[:, at, None] - 1) & (joined[:, at, None] > 0)
+            last = (whole.order > 0) & (whole.order == order[:, at, None] - 1) & (joined[:, at, None] > 0)
             surer = faded.masked_fill(~last, float("-inf")).amax(dim=1, keepdim=True)
             itself = torch.arange(faded.shape[1], device=faded.device) == filled + at
             faded = torch.where(itself, torch.maximum(faded, surer), faded)

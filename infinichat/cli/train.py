@@ -48,7 +48,7 @@ def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
         "--stage",
         default="all",
         metavar="NAME,...",
-        help="keys, marks, gate, recall (default: all); what is done already is only read",
+        help="gate, keys, marks, recall (default: all); what is done already is only read",
     )
     parser.add_argument(
         "--shards", type=whole(1), default=16, metavar="N", help="cached streams, 40,000 tokens each"

@@ -45,7 +45,7 @@ ACKS = (
 """Replies that nothing is learnt from: others may have said anything."""
 
 SAYING_BACK = "Got it. "
-"""How the reply to one fact begins, which then is said back."""
+"""How the reply to one fact begins, which then is said back, unless it is told in somebody's own words."""
 
 ALL_OF_IT = "Got it, I will remember all of that."
 """The reply to several facts at once."""

@@ -46,7 +46,8 @@ Draw = Callable[[random.Random], list[Item]]
 
 
 def fair(reply: str, value: str) -> bool:
-    """Whether a reply to a telling of ``value`` claims nothing that was not told."""
+    """Whether a reply to a telling of ``value`` neither says that it was never told, nor something else back
+    in the way in which things are said back here."""
     if admits(reply):
         return False
     claims = reply.startswith(SAYING_BACK) and reply.strip() != SAYING_BACK.strip()

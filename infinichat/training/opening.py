@@ -32,8 +32,8 @@ def said(pool: Pool, start: int, length: int) -> Tensor:
 
 
 class Opening:
-    """``asked`` are the questions whose answers open, and the tellings whose replies do; the answers to
-    general questions among them, and to others, and talk, do not."""
+    """``asked`` are the questions whose answers open, and the tellings whose replies do; answers
+    to general questions, among them or in streams of their own, and talk do not."""
 
     def __init__(self, memory: BankMemory, pool: Pool, asked: Sequence[Asked]) -> None:
         self.memory, self.pool = memory, pool

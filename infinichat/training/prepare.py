@@ -50,7 +50,8 @@ from infinichat.training.pool import Pool
 from infinichat.training.recall import RecallStage
 from infinichat.training.stages import GateStage, KeysStage, MarksStage, Stage
 
-STAGES = ("keys", "marks", "gate", "recall")
+STAGES = ("gate", "keys", "marks", "recall")
+"""The gate first: what it lets through is the company of facts in the stages after it."""
 STEPS = {"keys": 2500, "marks": 1200, "gate": 900, "recall": 900}
 """Enough for SmolLM2-135M: 2 to 15 minutes a stage on one core, recall 50."""
 

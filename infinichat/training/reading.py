@@ -77,8 +77,8 @@ def write(
     dropout: float = 0.0,
     ideal: bool = True,
 ) -> Bank:
-    """Everything that ``episode`` tells. ``ideal``: what is replaced has faded
-    and nothing else has; otherwise as the product's bank would hold it."""
+    """Everything that ``episode`` tells, as if the write gate were sure of all of it. ``ideal``: what is
+    replaced has faded and nothing else has; otherwise as the product's bank would hold it."""
     places = value_places(episode.told)
     seen = seen_at(memory, pool, places - 1)
     keys = project(memory, F.dropout(seen, dropout, training=dropout > 0))

@@ -57,7 +57,8 @@ COMPANY, LITTLE = (0, 0, 8, 32, 96), (0, 0, 0, 4, 32)
 """Tokens in a memory that nobody meant to be written, where it is asked and where something is just told."""
 
 TOLD = 0.5
-"""Share of draws that give a telling, to be answered by saying it back; the others give several questions."""
+"""Share of draws that give a telling, to be answered by saying it back or that it will be remembered; the
+others give questions."""
 
 YOUNG, PAGES = 0.4, 0.2
 """Shares of young conversations, and of pages, among the streams that are taken whole."""
@@ -117,6 +118,9 @@ class RecallStage:
         self.talk = [n for n, s in enumerate(pool.streams) if s[2] == "talk"]
         self.general = [s for s in pool.streams if s[2] == "general"]
         answering = (*self.asking, *self.young, *self.telling)
+        self.begins: dict[int, int] = {}
+        for a in pool.asked:
+            self.begins.setdefault(int(pool.stream[a.answer]), a.answer)
         self.opening = Opening(memory, pool, [a for _, asked in answering for a in asked])
 
     def loss(self, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
@@ -187,14 +191,15 @@ class RecallStage:
         return [Row(turn, a.end - turn, bank, [a]) for turn, a in turns if a.end - turn <= self.longest]
 
     def _first(self, rng: random.Random) -> Sequence[Row]:
-        """The first question of a conversation, or the first telling, with everything before it."""
+        """The first answer of a conversation, or the first reply to a telling, that is learned from, with
+        everything before it."""
         tells = bool(self.telling) and (not self.asking or rng.random() < TOLD)
         streams = self.telling if tells else self.asking
         if not streams:
             return ()
         number, asked = rng.choice(streams)
         start, first = self.pool.streams[number][0], asked[0]
-        if first.end - start > FIRST_LONGEST:
+        if first.answer != self.begins[number] or first.end - start > FIRST_LONGEST:
             return ()
         if tells:
             bank = self._own_bank(rng, number, (), upto=first.end)
@@ -240,7 +245,7 @@ class RecallStage:
 
     def _own_bank(self, rng: random.Random, number: int, questions: Sequence[Asked], *, upto: int) -> Bank:
         """What stream ``number`` tells itself before place ``upto``, after nothing or after some other
-        facts."""
+        facts and strays."""
         own = [told for told in self.pool.told_in.get(number, ()) if told.start < upto]
         own.sort(key=lambda told: told.start)
         taken = {self.pool.facts[t.fact].key for t in own}

@@ -64,8 +64,8 @@ class Stage(Protocol):
 
 
 class KeysStage:
-    """Trains ``context``, topic heads where there are some, and the bank's scalars for reading, on banks that
-    were written as they should be."""
+    """Trains ``context``, topic heads where there are some, and the bank's scalars for reading but
+    ``recency``, on banks that were written as they should be, among strays."""
 
     name = "keys"
 

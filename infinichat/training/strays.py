@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from infinichat.attention.bank import with_neighbours
-from infinichat.corpus.conversations import OTHER, Told
+from infinichat.corpus.conversations import OTHER, VALUE, Told
 from infinichat.model.bank_memory import BankMemory
 from infinichat.training.pool import Episode, Pool
 
@@ -54,13 +54,14 @@ def let_through(memory: BankMemory, pool: Pool) -> Tensor:
 
 
 class Strays:
-    """``runs`` are the tokens written by mistake in the ``talk`` of ``pool``, those that follow each other
-    together."""
+    """``runs`` are the tokens written by mistake in the talk of ``pool``, those that follow each other
+    together; ``others`` are all that tell nothing [n]."""
 
     def __init__(self, memory: BankMemory, pool: Pool) -> None:
-        self.talk = (pool.labels == OTHER).nonzero()[:, 0]
+        self.others = (pool.labels == OTHER).nonzero()[:, 0]
         talk = torch.tensor([kind == "talk" for _, _, kind in pool.streams] or [False])
-        stray = let_through(memory, pool) & (pool.labels == OTHER) & talk[pool.stream]
+        # Also what the gate is not judged by: what people said of themselves is what resembles facts most.
+        stray = let_through(memory, pool) & (pool.labels != VALUE) & talk[pool.stream]
         begins = stray & ~(F.pad(stray[:-1], (1, 0)) & (pool.stream == F.pad(pool.stream[:-1], (1, 0))))
         lengths = torch.bincount(begins.cumsum(dim=0)[stray], minlength=1)[1:].tolist()
         whole = zip(begins.nonzero()[:, 0].tolist(), lengths, strict=True)
@@ -71,14 +72,19 @@ class Strays:
         ]
 
     def among(self, told: Sequence[Told], count: int, rng: random.Random) -> list[Told]:
-        """``told`` in its order, with about ``count`` tokens that are strays before, between and after."""
-        placed = [(float(at), one) for at, one in enumerate(told)]
-        left = count if len(self.talk) else 0
-        while left > 0:
+        """``told`` in its order, with about ``count`` tokens that are strays before, between and after,
+        none of them twice."""
+        placed, taken, left = [(float(at), one) for at, one in enumerate(told)], set[int](), count
+        for _ in range(2 * count if len(self.others) else 0):
+            if left <= 0:
+                break
             if self.runs and rng.random() >= MADE_UP:
                 stray = rng.choice(self.runs)
             else:
-                stray = Told(NOBODY, 0, int(self.talk[rng.randrange(len(self.talk))]), 1)
+                stray = Told(NOBODY, 0, int(self.others[rng.randrange(len(self.others))]), 1)
+            if stray.start in taken:
+                continue
+            taken.add(stray.start)
             placed.append((float(len(told)) if rng.random() < LATER else rng.uniform(-1, len(told)), stray))
             left -= stray.count
         return [one for _, one in sorted(placed, key=lambda entry: entry[0])]

@@ -17,7 +17,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infinichat.attention.bank import NEARLY, BankState, bank_read, bank_write, headwise_unit, unit
-from infinichat.corpus.conversations import ALL_OF_IT, KEPT, OTHER, SAID_BACK, VALUE, StreamMaker
+from infinichat.corpus.conversations import (
+    ALL_OF_IT,
+    GENERAL,
+    IGNORE,
+    KEPT,
+    OTHER,
+    SAID_BACK,
+    VALUE,
+    StreamMaker,
+)
 from infinichat.corpus.facts import FactMaker
 from infinichat.corpus.filler import Filler
 from infinichat.corpus.sentences import answer_start, spoken_of
@@ -30,6 +39,7 @@ from infinichat.model.configuration_infini import InfiniConfig
 from infinichat.model.loading import LoadedModel
 from infinichat.model.modeling_infini import InfiniForCausalLM
 from infinichat.training.cache import (
+    GROUPS,
     Shard,
     draw_mixed,
     draw_pages,
@@ -232,6 +242,34 @@ def test_adapters_learn_to_open_where_answers_begin_and_nowhere_else(
     assert (opening.logits(opening.shut) > 0).float().mean() < 0.05
 
 
+def test_general_answers_in_young_conversations_keep_the_adapters_shut(
+    model: InfiniForCausalLM, text: Path, tmp_path: Path
+) -> None:
+    general = [("What is gravity?", "A force that pulls.")]
+    maker = StreamMaker(
+        FactMaker("train"), Filler(text), offsets_of(ByteTokenizer()), random.Random(5), general=general
+    )
+    file = tmp_path / "mixed.safetensors"
+    write_shard(file, draw_mixed(maker, 3000), maker.facts, lower(model, LAYER))
+    pool = Pool([read_shard(file)], model, LAYER)
+    opening = Opening(memory_of(model), pool, pool.asked)
+    answers = [a for a in pool.asked if a.version == GENERAL]
+    assert answers
+    assert set(opening.shut.tolist()) == {at for a in answers for at in range(a.answer - 1, a.end - 1)}
+    assert {a.version for a in opening.asked} >= {-1, SAID_BACK}
+
+
+def test_many_questions_are_the_first_of_their_conversation(text: Path) -> None:
+    maker = StreamMaker(FactMaker("train"), Filler(text), offsets_of(ByteTokenizer()), random.Random(1))
+    asked = [len(stream.asked) for kind, stream in draw_streams(maker, 60_000) if kind == "ask"]
+    assert asked.count(1) > len(asked) // 4
+    assert max(asked) == max(GROUPS)
+
+
+def test_how_old_a_fact_is_is_not_learned_from_made_up_pasts(model: InfiniForCausalLM, cached: Shard) -> None:
+    assert "recency" not in KeysStage(memory_of(model), Pool([cached], model, LAYER)).rates
+
+
 def test_a_stopped_run_goes_on_exactly(model: InfiniForCausalLM, cached: Shard, tmp_path: Path) -> None:
     class Stop(Exception):
         pass
@@ -381,6 +419,7 @@ def test_strays_are_what_the_gate_lets_through_of_talk(model: InfiniForCausalLM,
     talk = [at for at, kind in enumerate(kinds) if kind == "talk" and pool.labels[at] == OTHER]
     told = {at for t in value_places_of(pool) for at in t}
     opened = {*talk[10:13], talk[20], *told}
+    pool.labels[talk[20]] = IGNORE  # what people say of themselves is not judged, and a stray all the same
     logits = torch.tensor([6.0 if at in opened else -9.0 for at in range(len(pool.ids))])
     order = iter(logits.split(PIECE))
     memory.write_logits = lambda states: next(order)  # type: ignore[method-assign]
@@ -408,7 +447,8 @@ def test_strays_stand_before_between_and_after_and_are_replaced_by_nothing(
     assert any(facts[0] < at < facts[-1] for at in others)
     after = [at for at in others if at > facts[-1]]
     assert len(after) > len(others) // 4
-    assert sum(mixed.told[at].count for at in others) >= 400
+    assert sum(mixed.told[at].count for at in others) >= 300
+    assert len({mixed.told[at].start for at in others}) == len(others)
     slots = slots_of(pool, mixed)
     stray = torch.tensor([t.fact < 0 for t in mixed.told for _ in range(t.count)])
     same = same_slot(slots)
