@@ -109,9 +109,12 @@ StreamEvent = StateRestored | Notice | PrefillProgress | TextDelta | TurnFinishe
 class SamplingOptions:
     """How the next id is chosen. ``temperature`` 0 is greedy; then the other filters do nothing.
 
-    Filters apply in this order: repetition penalty, temperature, top-k, top-p, min-p. ``seed`` None draws a
-    fresh one; the same seed on the same machine gives the same text. The defaults are for small models, which
-    wander at a temperature of 0.7 and repeat themselves for ever without a penalty.
+    Filters apply in this order: repetition penalty, DRY, temperature, top-k, top-p, min-p. DRY ("don't repeat
+    yourself", named as in llama.cpp): an id that would go on with what the answer has said already, after n
+    >= ``dry_allowed_length`` ids that are the same as there, loses ``dry_multiplier * dry_base ** (n -
+    dry_allowed_length)``; a multiplier of 0 is off. ``seed`` None draws a fresh one; the same seed on the
+    same machine gives the same text. The defaults are for small models, which wander at a temperature of 0.7,
+    repeat themselves for ever without a penalty, and whole paragraphs with one.
     """
 
     temperature: float = 0.3
@@ -120,6 +123,9 @@ class SamplingOptions:
     min_p: float = 0.0
     repetition_penalty: float = 1.1
     repetition_window: int = 64
+    dry_multiplier: float = 0.8
+    dry_base: float = 1.75
+    dry_allowed_length: int = 6
     seed: int | None = None
     max_tokens: int = 1024
     stop: tuple[str, ...] = ()

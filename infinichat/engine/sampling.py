@@ -1,4 +1,4 @@
-"""The next id from logits: repetition penalty, temperature, top-k, top-p, min-p, in that order.
+"""The next id from logits: repetition penalty, DRY, temperature, top-k, top-p, min-p, in that order.
 
 A ``Sampler`` belongs to one call of ``generate``: it owns a seeded generator and remembers the ids that were
 generated in this call, so nothing leaks from one answer into another. The vocabulary is never sorted as a
@@ -24,12 +24,17 @@ FIRST_CANDIDATES = 256
 token of ordinary text; taking 256 of 49,152 costs a tenth of sorting them."""
 
 
+LONGEST_MATCH = 64
+"""Ids that are compared with what was said before: as many as that cost more than any score."""
+
+
 class Sampler:
     """Draws ids for one answer. ``seed`` None draws a fresh seed; equal seeds give equal ids."""
 
     def __init__(self, options: SamplingOptions) -> None:
         self.options = options
         self._recent: deque[int] = deque(maxlen=max(0, options.repetition_window))
+        self._said = Said()
         self._generator = torch.Generator()
         self._generator.manual_seed(secrets.randbits(63) if options.seed is None else options.seed)
 
@@ -41,12 +46,49 @@ class Sampler:
             _require_finite(scores[best])
             return best
         scores = penalised(scores, self._recent, self.options.repetition_penalty)
+        if self.options.dry_multiplier > 0:
+            scores = self._without_repeats(scores)
         ids, probabilities = candidates(scores / self.options.temperature, self.options)
         drawn = int(torch.multinomial(probabilities, 1, generator=self._generator))
         chosen = drawn if ids is None else int(ids[drawn])
         if self._recent.maxlen:
             self._recent.append(chosen)
+        self._said.add(chosen)
         return chosen
+
+    def _without_repeats(self, scores: Tensor) -> Tensor:
+        """Scores [V] less what DRY takes from ids that would say once more what was said."""
+        least, base = self.options.dry_allowed_length, self.options.dry_base
+        found = {token: n for token, n in self._said.matches().items() if n >= least}
+        if not found:
+            return scores
+        less = [self.options.dry_multiplier * base ** min(n - least, LONGEST_MATCH) for n in found.values()]
+        return scores.index_add(0, torch.tensor(list(found)), -torch.tensor(less))
+
+
+class Said:
+    """The ids of an answer so far, and what would repeat them."""
+
+    def __init__(self) -> None:
+        self._ids: list[int] = []
+        self._places: dict[int, list[int]] = {}
+
+    def add(self, token: int) -> None:
+        """One more id."""
+        self._places.setdefault(token, []).append(len(self._ids))
+        self._ids.append(token)
+
+    def matches(self) -> dict[int, int]:
+        """For each id that came after an earlier place where the last id stands: how many ids up to there are
+        the same as the last ones, at the place where that is most, up to ``LONGEST_MATCH``."""
+        ids, last = self._ids, len(self._ids) - 1
+        found: dict[int, int] = {}
+        for place in self._places.get(ids[last], ())[:-1] if ids else ():
+            n = 1
+            while n < LONGEST_MATCH and n <= place and ids[place - n] == ids[last - n]:
+                n += 1
+            found[ids[place + 1]] = max(n, found.get(ids[place + 1], 0))
+        return found
 
 
 def penalised(scores: Tensor, recent: deque[int], penalty: float) -> Tensor:

@@ -367,5 +367,6 @@ def options(sampling: SamplingOptions) -> str:
     return (
         f"temperature {sampling.temperature:g} · top_p {sampling.top_p:g} · top_k {sampling.top_k} · "
         f"min_p {sampling.min_p:g} · repetition_penalty {sampling.repetition_penalty:g} · "
+        f"dry_multiplier {sampling.dry_multiplier:g} · "
         f"max_tokens {sampling.max_tokens:,} · seed {'random' if sampling.seed is None else sampling.seed}"
     )

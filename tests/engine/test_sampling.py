@@ -7,11 +7,13 @@ from collections import Counter, deque
 import pytest
 import torch
 
-from infinichat.engine.sampling import Sampler, candidates, penalised
+from infinichat.engine.sampling import Said, Sampler, candidates, penalised
 from infinichat.errors import ModelError
 from infinichat.messages import SamplingOptions
 
-OFF = SamplingOptions(temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, repetition_penalty=1.0, seed=1)
+OFF = SamplingOptions(
+    temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, repetition_penalty=1.0, dry_multiplier=0.0, seed=1
+)
 
 
 def options(**changes: object) -> SamplingOptions:
@@ -81,6 +83,33 @@ def test_the_penalty_forgets_what_left_its_window() -> None:
     assert [sampler.next_id(scores) for _ in range(4)] == [0, 1, 0, 1]
     sampler = Sampler(options(repetition_penalty=1.5, repetition_window=0, top_k=1))
     assert [sampler.next_id(scores) for _ in range(2)] == [0, 0]
+
+
+def test_what_would_repeat_the_answer_is_known_with_the_length_of_the_match() -> None:
+    said = Said()
+    assert said.matches() == {}
+    for token in (1, 2, 3, 9, 2, 3, 7, 1, 2, 3):
+        said.add(token)
+    # "1 2 3" went on with 9, and only "2 3" with 7.
+    assert said.matches() == {9: 3, 7: 2}
+
+
+def test_a_paragraph_is_not_said_a_second_time_and_a_few_words_may_be() -> None:
+    def likeliest(sampler: Sampler, count: int) -> list[int]:
+        """A model that says 0 to 9 over and over, and would as soon say 10 or end with 11."""
+        ids: list[int] = []
+        for _ in range(count):
+            scores = torch.full((12,), -50.0)
+            scores[[len(ids) % 10, 10, 11]] = torch.tensor([10.0, 2.0, 1.0])
+            ids.append(sampler.next_id(scores))
+        return ids
+
+    assert likeliest(Sampler(options(top_k=1)), 30) == [*range(10)] * 3
+    dry = likeliest(Sampler(options(top_k=1, dry_multiplier=0.8, dry_allowed_length=6)), 30)
+    assert dry[:16] == [*range(10), *range(6)]  # six ids more may be the same
+    assert 10 in dry[16:]
+    longest = max(n for at in range(1, 30) for n in range(30 - at) if dry[at : at + n] == dry[:n])
+    assert longest < 14
 
 
 def test_draws_follow_the_probabilities() -> None:
