@@ -33,7 +33,7 @@ def said(pool: Pool, start: int, length: int) -> Tensor:
 
 class Opening:
     """``asked`` are the questions whose answers open, and the tellings whose replies do; answers
-    to general questions, among them or in streams of their own, and talk do not."""
+    to general questions, among them or in streams of their own, talk and books do not."""
 
     def __init__(self, memory: BankMemory, pool: Pool, asked: Sequence[Asked]) -> None:
         self.memory, self.pool = memory, pool
@@ -41,7 +41,9 @@ class Opening:
         shut = [torch.arange(a.answer - 1, a.end - 1) for a in asked if a.version == GENERAL]
         shut += [said(pool, start, length) for start, length, kind in pool.streams if kind == "general"]
         shut += [
-            torch.arange(start, start + length) for start, length, kind in pool.streams if kind == "talk"
+            torch.arange(start, start + length)
+            for start, length, kind in pool.streams
+            if kind in ("talk", "book")
         ]
         self.shut = torch.cat([torch.zeros(0, dtype=torch.long), *shut])
 

@@ -38,8 +38,9 @@ QUIET, OTHERS = 160, 3
 """Tokens of talk, and how many general questions, that are held to the base's distribution in a step."""
 
 SILENT, PIECE = 2, 300
-"""Pieces of talk in a step, and their tokens, where nothing should be added and no adapter be open. They cost
-little: no layer above the memory has to be run for them."""
+"""Pieces of talk and of books in a step, and their tokens, where nothing should be added and no adapter be
+open, with what is let through of them in the memory. They cost little: no layer above the memory has to be
+run for them."""
 
 SHUT, HARDEST = 1.0, 0.05
 """What an adapter costs that is open where nothing is asked, in nats: in the mean of all those tokens, and
@@ -116,6 +117,7 @@ class RecallStage:
         apart = ("ask", "mixed", "page", "general")
         self.quiet = [n for n, s in enumerate(pool.streams) if s[2] not in apart]
         self.talk = [n for n, s in enumerate(pool.streams) if s[2] == "talk"]
+        self.heard = [n for n, s in enumerate(pool.streams) if s[2] in ("talk", "book")]
         self.general = [s for s in pool.streams if s[2] == "general"]
         answering = (*self.asking, *self.young, *self.telling)
         self.begins: dict[int, int] = {}
@@ -244,11 +246,12 @@ class RecallStage:
         return torch.isin(turn, told + 1)
 
     def _own_bank(self, rng: random.Random, number: int, questions: Sequence[Asked], *, upto: int) -> Bank:
-        """What stream ``number`` tells itself before place ``upto``, after nothing or after some other
-        facts and strays."""
-        own = [told for told in self.pool.told_in.get(number, ()) if told.start < upto]
+        """What stream ``number`` tells itself before place ``upto``, and what else of it is let through,
+        after nothing or after some other facts and strays."""
+        let = (*self.pool.told_in.get(number, ()), *self.strays.of.get(number, ()))
+        own = [told for told in let if told.start < upto]
         own.sort(key=lambda told: told.start)
-        taken = {self.pool.facts[t.fact].key for t in own}
+        taken = {self.pool.facts[t.fact].key for t in own if t.fact >= 0}
         taken |= {self.pool.facts[a.fact].key for a in questions if a.fact >= 0}
         count = rng.choice((0, 0, 0, 0, 2, 8, 32))
         others = self.pool.episode(count, rng).told if count else []
@@ -304,9 +307,11 @@ class RecallStage:
                 for one, opened, used in parts:
                     shut.append(opened[: one.row.length][one.silent, 0])
                     energy.append(used[one.silent])
-        for number in rng.sample(self.talk, min(SILENT, len(self.talk))):
+        for number in rng.sample(self.heard, min(SILENT, len(self.heard))):
             start, length, _ = self.pool.streams[number]
-            got = self.rows.read(Row(start, min(length, PIECE), rng.choice(banks)))
+            start, length = start + rng.randint(0, max(0, length - PIECE)), min(length, PIECE)
+            own = self._own_bank(rng, number, (), upto=start + length)
+            got = self.rows.read(Row(start, length, own if len(own.ids) else rng.choice(banks)))
             shut.append(got[1].opened[:, 0])
             energy.append(got[2])
         flat, far = torch.cat(shut), torch.cat(apart)

@@ -55,21 +55,23 @@ def let_through(memory: BankMemory, pool: Pool) -> Tensor:
 
 class Strays:
     """``runs`` are the tokens written by mistake in the talk of ``pool``, those that follow each other
-    together; ``others`` are all that tell nothing [n]."""
+    together, ``of`` the same of every stream by its number; ``others`` are all tokens that tell nothing
+    [n]."""
 
     def __init__(self, memory: BankMemory, pool: Pool) -> None:
         self.others = (pool.labels == OTHER).nonzero()[:, 0]
-        talk = torch.tensor([kind == "talk" for _, _, kind in pool.streams] or [False])
         # Also what the gate is not judged by: what people said of themselves is what resembles facts most.
-        stray = let_through(memory, pool) & (pool.labels != VALUE) & talk[pool.stream]
+        stray = let_through(memory, pool) & (pool.labels != VALUE)
         begins = stray & ~(F.pad(stray[:-1], (1, 0)) & (pool.stream == F.pad(pool.stream[:-1], (1, 0))))
         lengths = torch.bincount(begins.cumsum(dim=0)[stray], minlength=1)[1:].tolist()
         whole = zip(begins.nonzero()[:, 0].tolist(), lengths, strict=True)
-        self.runs = [
-            Told(NOBODY, 0, at, min(LONGEST, start + length - at))
-            for start, length in whole
-            for at in range(start, start + length, LONGEST)
-        ]
+        self.of: dict[int, list[Told]] = {}
+        for start, length in whole:
+            parts = range(start, start + length, LONGEST)
+            run = [Told(NOBODY, 0, at, min(LONGEST, start + length - at)) for at in parts]
+            self.of.setdefault(int(pool.stream[start]), []).extend(run)
+        talk = (self.of.get(n, []) for n, (_, _, kind) in enumerate(pool.streams) if kind == "talk")
+        self.runs = [run for runs in talk for run in runs]
 
     def among(self, told: Sequence[Told], count: int, rng: random.Random) -> list[Told]:
         """``told`` in its order, with about ``count`` tokens that are strays before, between and after,

@@ -228,7 +228,7 @@ def test_adapters_learn_to_open_where_answers_begin_and_nowhere_else(
     whole = [a for a in pool.asked if a.version == SAID_BACK and not a.count]
     assert whole
     assert {a.answer - 1 for a in whole} <= set(begins.tolist())
-    shut = {number for number, (_, _, kind) in enumerate(pool.streams) if kind in ("talk", "general")}
+    shut = {number for number, (_, _, kind) in enumerate(pool.streams) if kind in ("talk", "book", "general")}
     assert {int(pool.stream[place]) for place in opening.shut.tolist()} == shut
     learned = [memory.adapt_in, memory.adapt_in_bias, memory.carry, memory.carry_bias]
     for parameter in learned:
@@ -613,6 +613,24 @@ def test_first_questions_and_first_tellings_begin_with_their_conversation(
         assert row.start + row.length == row.asked[0].end
         earlier = [a for a in pool.asked if row.start <= a.answer < row.asked[0].answer]
         assert earlier == []
+
+
+def test_what_is_let_through_of_a_stream_is_in_its_own_memory(
+    model: InfiniForCausalLM, cached: Shard
+) -> None:
+    """Also of books, which tell hardly anything and are read with their strays in the memory."""
+    memory, pool = memory_of(model), Pool([cached], model, LAYER)
+    memory.gate_bias.data.fill_(0.5)
+    stage = RecallStage(memory, pool, model, layer=LAYER)
+    kinds = {pool.streams[number][2] for number in stage.heard}
+    assert kinds == {"talk", "book"}
+    for number in stage.heard[:6]:
+        start, length, _ = pool.streams[number]
+        own = {at for run in stage.strays.of[number] for at in range(run.start, run.start + run.count)}
+        half = start + length // 2
+        assert own
+        bank = stage._own_bank(random.Random(1), number, (), upto=half)
+        assert {at for at in own if at < half} <= set(bank.places.tolist())
 
 
 def test_what_several_rows_share_is_run_once(model: InfiniForCausalLM) -> None:
