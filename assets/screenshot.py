@@ -28,7 +28,7 @@ from infinichat.ui.widgets.entry import Note
 HERE = Path(__file__).resolve().parent
 
 TALK = (
-    "My dog is called Biscuit. Say hello to him in one short sentence.",
+    "My dog is called Biscuit.",
     "What is my dog called?",
     "Give me a short list of three things to take along when I walk him.",
 )
