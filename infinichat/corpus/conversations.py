@@ -16,6 +16,7 @@ from typing import Any
 
 from infinichat.corpus.facts import FactMaker
 from infinichat.corpus.filler import Filler
+from infinichat.corpus.phrasings import ACKS
 from infinichat.corpus.sentences import Fact, Question, Sentence, join
 from infinichat.corpus.ways import KIND
 
@@ -32,18 +33,6 @@ SYSTEM = (
     "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
 )
 SINKS = "<|im_start|>system\nYou"
-ACKS = (
-    "Got it.",
-    "Okay, I will remember that.",
-    "Thanks for telling me.",
-    "Noted.",
-    "Thank you, I will keep that in mind.",
-    "I'm glad you told me. Is there anything else I can help you with?",
-    "That's good to know! How can I help you today?",
-    "I understand. Please let me know if you need anything else.",
-)
-"""Replies that nothing is learnt from: others may have said anything."""
-
 SAYING_BACK = "Got it. "
 """How the reply to one fact begins, which then is said back, unless it is told in somebody's own words."""
 

@@ -356,3 +356,15 @@ ASK_KIND: dict[str, tuple[str, ...]] = {
     "colour": ("Which colour is {p}?",),
     "town": ("Where is {p}?",),
 }
+
+ACKS = (
+    "Got it.",
+    "Okay, I will remember that.",
+    "Thanks for telling me.",
+    "Noted.",
+    "Thank you, I will keep that in mind.",
+    "I'm glad you told me. Is there anything else I can help you with?",
+    "That's good to know! How can I help you today?",
+    "I understand. Please let me know if you need anything else.",
+)
+"""Replies that nothing is learnt from: others may have said anything."""

@@ -16,8 +16,8 @@ from importlib.resources import files
 from typing import Any
 
 from infinichat.chat_format import Utterance
-from infinichat.corpus.conversations import ACKS
 from infinichat.corpus.facts import Side
+from infinichat.corpus.phrasings import ACKS
 from infinichat.evals.asking import Asked, Script
 from infinichat.evals.bench import Bench
 from infinichat.evals.judging import names

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from infinichat.chat_format import Utterance
-from infinichat.corpus.conversations import ACKS
 from infinichat.corpus.facts import FactMaker
+from infinichat.corpus.phrasings import ACKS
 from infinichat.evals.bench import Bench, Conversation
 from infinichat.evals.filler import FillerText, Stretch
 from infinichat.evals.task import FILLER_KINDS, Cell, Options, Report

@@ -6,8 +6,8 @@ import random
 from collections.abc import Sequence
 
 from infinichat.chat_format import Utterance
-from infinichat.corpus.conversations import ACKS
 from infinichat.corpus.facts import FactMaker
+from infinichat.corpus.phrasings import ACKS
 from infinichat.corpus.sentences import Fact, Sentence, is_bound, join
 
 
