@@ -170,7 +170,7 @@ def recall_json(out: Path, about: dict[str, Any]) -> dict[str, Any]:
     """What goes beside the checkpoint: ``about`` (model, command, machine, date), every cell, and ``recall``,
     what the app shows."""
     found = rows(lines_of(out))
-    shown = [r for r in found if r.row in ("facts", "updates", NEVER) or (r.row == "passkey" and not r.depth)]
+    shown = [r for r in found if r.row in ("facts", "updates", NEVER)] + _passkeys(found)
     return {
         "format": 1,
         **about,
@@ -183,11 +183,25 @@ def recall_json(out: Path, about: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _passkeys(found: Sequence[Row]) -> list[Row]:
+    """The passkey rows with all depths together: found at one depth says little where it is lost at others."""
+    whole: dict[Key, Row] = {}
+    for row in (row for row in found if row.row == "passkey"):
+        key = (row.row, row.facts, row.label, row.filler, None, row.length)
+        sum_of = whole.setdefault(key, Row(*key)).counts
+        for use, count in row.counts.items():
+            cell = sum_of.setdefault(use, Count())
+            cell.n, cell.right = cell.n + count.n, cell.right + count.right
+            cell.refused += count.refused
+    return list(whole.values())
+
+
 def _shown(row: Row) -> dict[str, Any]:
     on = row.counts["on"]
     interval = [round(bound, 4) for bound in wilson(on.right, on.n)]
     knocked = [count.share for use, count in row.counts.items() if use != "on" and count.n]
-    entry: dict[str, Any] = {"name": row.name.split(", depth")[0], "filler": row.filler, "tokens": row.length}
+    paper = ", in the paper's words" if row.row == "passkey" and row.label == "plain" else ""
+    entry: dict[str, Any] = {"name": row.name + paper, "filler": row.filler, "tokens": row.length}
     entry |= {"share": round(on.share, 4), "n": on.n, "interval": interval}
     return entry | ({"without": round(max(knocked), 4)} if knocked else {})
 

@@ -64,6 +64,17 @@ def test_recall_is_by_distance_with_questions_and_interval(tmp_path: Path) -> No
     assert {cell["what"] for cell in found["cells"]} == {"facts", NEVER, "needle"}
 
 
+def test_the_app_shows_passkeys_over_all_depths(tmp_path: Path) -> None:
+    """Found at the start of the text and lost in its middle is found half of the time."""
+    right, wrong = line()["asked"][0] | {"right": True}, line()["asked"][1] | {"right": False}
+    told = {"row": "passkey", "facts": 1, "side": None, "form": "plain", "filler": "repeated", "length": 4096}
+    lines = [line(**told, depth=0.0, asked=[right], number=n) for n in range(10)]
+    lines += [line(**told, depth=0.5, asked=[wrong], number=n) for n in range(10)]
+    (tmp_path / "repeated-0.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    [shown] = sheet.recall_json(tmp_path, {"model": "tiny"})["recall"]
+    assert (shown["name"], shown["n"], shown["share"]) == ("passkey, in the paper's words", 20, 0.5)
+
+
 def test_parts_come_with_the_headline_first_and_can_be_picked(tmp_path: Path) -> None:
     order = Order(tmp_path, None, seeds=(4, 5))
     names = [part.name for part in card.parts(order)]
