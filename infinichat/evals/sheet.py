@@ -184,7 +184,7 @@ def recall_json(out: Path, about: dict[str, Any]) -> dict[str, Any]:
 
 
 def _passkeys(found: Sequence[Row]) -> list[Row]:
-    """The passkey rows with all depths together: found at one depth says little where it is lost at others."""
+    """The passkey rows with all depths together: found at one says little where it is lost at others."""
     whole: dict[Key, Row] = {}
     for row in (row for row in found if row.row == "passkey"):
         key = (row.row, row.facts, row.label, row.filler, None, row.length)
