@@ -56,8 +56,8 @@ corrections sure and costs more facts than that."""
 
 SURE, DOUBT = 6.0, 0.5
 """The write gate's logit from which on a token is as good as any, and how many nats each unit below it costs.
-What is let through of talk that tells nothing has 2 to 6 more often than what tells something: it is in doubt
-that a stray is passed over, and leaves a full bank first. Chosen on ``evals/stories.json``."""
+What is let through of talk that tells nothing is below it more often than what tells something: so a stray is
+read less readily, and leaves a full bank first. Chosen on ``evals/stories.json``."""
 
 LEAST_SHARE = 0.05
 """Chance agreement with what was hardly read is not followed; most tokens then cost nothing more."""

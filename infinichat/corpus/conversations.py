@@ -33,6 +33,7 @@ SYSTEM = (
     "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
 )
 SINKS = "<|im_start|>system\nYou"
+
 SAYING_BACK = "Got it. "
 """How the reply to one fact begins, which then is said back, unless it is told in somebody's own words."""
 

@@ -25,7 +25,7 @@ token of ordinary text; taking 256 of 49,152 costs a tenth of sorting them."""
 
 
 LONGEST_MATCH = 64
-"""Ids that are compared with what was said before: as many as that cost more than any score."""
+"""Ids that are compared with what was said before; more would not make a repetition any less likely."""
 
 
 class Sampler:
@@ -62,7 +62,7 @@ class Sampler:
         found = {token: n for token, n in self._said.matches().items() if n >= least}
         if not found:
             return scores
-        less = [self.options.dry_multiplier * base ** min(n - least, LONGEST_MATCH) for n in found.values()]
+        less = [self.options.dry_multiplier * base ** (n - least) for n in found.values()]
         return scores.index_add(0, torch.tensor(list(found)), -torch.tensor(less))
 
 

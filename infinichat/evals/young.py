@@ -21,10 +21,11 @@ from typing import Any
 
 from infinichat.corpus.conversations import SAYING_BACK
 from infinichat.corpus.facts import FactMaker
+from infinichat.evals.asking import Asked
 from infinichat.evals.bench import Bench, Conversation
 from infinichat.evals.conditions import without_memory
 from infinichat.evals.everyday import sayings
-from infinichat.evals.judging import Judge, admits, names, says_fact
+from infinichat.evals.judging import admits, names, says_fact
 from infinichat.evals.task import Memory, Options, Report, Tally, per_conversation
 from infinichat.evals.telling import distinct_facts
 
@@ -34,12 +35,10 @@ FACTS = 4
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A message that tells, a question about it, whether an answer is right, and the value."""
+    """A message that tells, and the question about it."""
 
     tell: str
-    ask: str
-    right: Judge
-    value: str
+    asked: Asked
 
 
 Draw = Callable[[random.Random], list[Item]]
@@ -57,9 +56,7 @@ def fair(reply: str, value: str) -> bool:
 def measure(bench: Bench, options: Options, transcript: list[dict[str, Any]] | None = None) -> Report:
     """Cells by what was told (a side of the corpus, or a collection), what is counted, and memory."""
     tally = Tally()
-    told: dict[str, Callable[[random.Random], list[Item]]] = {
-        side: _of_corpus(side) for side in options.sides
-    }
+    told: dict[str, Draw] = {side: _of_corpus(side) for side in options.sides}
     told |= {among: _of_collection(among) for among in ("everyday", "stories")}
     for name, draw in told.items():
         for number in range(per_conversation(options.samples, FACTS)):
@@ -87,16 +84,16 @@ def _play(
     def count(kind: str, text: str, answer: str, right: bool, item: Item) -> None:
         tally.add(right, memory=use, facts=FACTS, told=name, kind=kind)
         if transcript is not None:
-            said = {"asked": text, "answer": answer, "expected": item.value, "right": right}
+            said = {"asked": text, "answer": answer, "expected": item.asked.expected, "right": right}
             transcript.append({"told": name, "kind": kind, "memory": use, **said})
 
     def ask(kind: str, item: Item, conversation: Conversation) -> None:
-        answer = conversation.ask(item.ask, max_tokens=options.max_tokens)
-        count(kind, item.ask, answer, item.right(answer), item)
+        answer = conversation.ask(item.asked.text, max_tokens=options.max_tokens)
+        count(kind, item.asked.text, answer, item.asked.right(answer), item)
 
     for item in items:
         reply = line.say(item.tell, max_tokens=options.max_tokens)
-        count("reply", item.tell, reply, fair(reply, item.value), item)
+        count("reply", item.tell, reply, fair(reply, item.asked.expected), item)
         ask("at once", item, line)
     for item in items:
         ask("at the end", item, line)
@@ -107,7 +104,9 @@ def _of_corpus(side: Any) -> Draw:
 
     def draw(rng: random.Random) -> list[Item]:
         facts = distinct_facts(maker, FACTS, rng)
-        return [Item(maker.tell(rng, f).text, maker.ask(rng, f).ask, says_fact(f), f.value) for f in facts]
+        return [
+            Item(maker.tell(rng, f).text, Asked(maker.ask(rng, f).ask, says_fact(f), f.value)) for f in facts
+        ]
 
     return draw
 
@@ -116,7 +115,7 @@ def _of_collection(among: str) -> Draw:
     def draw(rng: random.Random) -> list[Item]:
         chosen: dict[str, Item] = {}
         for one in rng.sample(sayings(among), len(sayings(among))):
-            chosen.setdefault(one.topic, Item(one.tell, one.ask, names(one.value), one.value))
+            chosen.setdefault(one.topic, Item(one.tell, Asked(one.ask, names(one.value), one.value)))
         return list(chosen.values())[:FACTS]
 
     return draw

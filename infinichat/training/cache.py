@@ -76,10 +76,8 @@ def draw_streams(maker: StreamMaker, tokens: int) -> list[tuple[str, Stream]]:
     rng.shuffle(kept)
     while kept:
         count = rng.choice(GROUPS)
-        chatter, before = (
-            rng.choice((0.0, 0.0, 0.1, 0.3)),
-            rng.choice((0, 0, 0, 0, 3) if count > 1 else (0, 0, 1, 2)),
-        )
+        chatter = rng.choice((0.0, 0.0, 0.1, 0.3))
+        before = rng.choice((0, 0, 0, 0, 3) if count > 1 else (0, 0, 1, 2))
         group, kept = kept[:count], kept[count:]
         streams.append(("ask", maker.ask_stream(group, unknown=0.2, chatter=chatter, before=before)))
     return streams

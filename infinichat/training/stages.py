@@ -1,11 +1,10 @@
 """The first three stages that make a bank memory recall, each a loss on cached streams (the last:
-``recall.py``).
+``recall.py``), in the order in which they are trained.
 
-    keys     what is asked must find what was told: cross-entropy on the bank's read-out over many facts in
-    one
-             memory, with a null slot for what was never told
-    marks    what is told again must replace what was told before: cross-entropy over all that was written
     gate     the write gate: value tokens open it, everything else leaves it exactly shut
+    keys     what is asked must find what was told: cross-entropy on the bank's read-out over many facts in
+             one memory, with a null slot for what was never told
+    marks    what is told again must replace what was told before: cross-entropy over all that was written
 
 Every random choice comes from the ``random.Random`` and torch's generator that the loop seeds for each step,
 so a stage that is stopped and taken up again does what it would have done.
