@@ -27,6 +27,9 @@ GENERAL = -2
 SAID_BACK = -3
 """The version of a reply to something told."""
 
+LONG_PAGE = 12
+"""Pieces of text before the first fact of a long page: with it about a window's."""
+
 VERSIONS = 3
 """A fact is corrected at most twice."""
 SYSTEM = (
@@ -304,7 +307,8 @@ class StreamMaker:
         """Text outside of any conversation: ``tells`` sentences that tell a fact in the middle of it, then
         the facts numbered in ``asks`` once more, each up to its value and with it."""
         rng, stream, text = self.rng, StreamText(), self._lines()
-        stream.text = text()
+        # A gate that has not seen a window full of the same lines takes what comes then for more of them.
+        stream.text = "".join(text() for _ in range(rng.choice((1, 1, 1, LONG_PAGE))))
         for _ in range(tells):
             number = self.new_fact()
             sentence = self.maker.tell(rng, self.facts[number][0])

@@ -9,9 +9,9 @@ write:
     answer    "Clara's locker code is 4821."                      the value follows a restatement of the fact
     unknown   "Clara's locker code is something you have not told me."
 
-Answers restate the fact because a memory read works best where the last words before the value are those of
-the telling; who asks with a verb is answered with it ("Clara lives in Toronto."). Whether there is anything
-to say is decided at the value's place, where the read is. Everything is drawn from the ``random.Random``
+Answers restate what is asked for, because a memory read works best where the words before the value say what
+it is; who asks with a verb is answered with it ("Clara lives in Toronto."). Whether there is anything to say
+is decided at the value's place, where the read is. Everything is drawn from the ``random.Random``
 that is passed in. Three sides are kept apart: ``train``; ``seen`` (people and values never trained on,
 attributes and phrasings trained on); ``held_out`` (attributes and phrasings never trained on as well).
 """
@@ -57,8 +57,10 @@ from infinichat.corpus.sentences import (
     Sentence,
     SubjectKind,
     answer_start,
+    asks_for,
     capital,
     contracted,
+    echo_of,
     fill,
     is_bound,
     join,
@@ -227,7 +229,7 @@ class FactMaker:
             form = self._correct_form(rng, fact)
         spoken = spoken_of(fact)
         verbs = spoken is not None and "{p}" not in form and "{P}" not in form and form not in PASSKEY
-        echo = answer_start(fact, spoken.asks[0] if spoken is not None and verbs else None)
+        echo = answer_start(fact, echo_of(fact) if verbs else None)
         if self.side == "train" and fact.subject == "person" and not is_bound(fact) and rng.random() < 0.1:
             who = f"my {rng.choice(KIN)} {fact.name}"
             return replace(fill(form, fact, f"{who}'s {fact.noun}", old, who), echo=echo)
@@ -285,19 +287,18 @@ class FactMaker:
 
     def ask(self, rng: random.Random, fact: Fact, *, told: bool = True) -> Question:
         """One way of asking for ``fact``, and the right answer; ``told=False``: it was never said."""
-        spoken, unknown, group = spoken_of(fact), NOT_TOLD, None
+        spoken, unknown, answer = spoken_of(fact), NOT_TOLD, None
         form = rng.choice(self.ask_forms)
         if self.side == "train" and rng.random() < COMBINED:
             form = combined(rng)
         if self.side == "train" and fact.kind in ASK_KIND and rng.random() < 0.2:
             form = rng.choice(ASK_KIND[fact.kind])
         if spoken is not None and self._speaks(fact) and rng.random() < self._spoken_share(fact, 0.7):
-            group, unknown = rng.choice(spoken.asks), spoken.unknown
-            form = rng.choice(group.mine if fact.subject == "user" else group.theirs)
-            form = contracted(rng, form)
+            chosen, unknown = rng.choice(asks_for(fact)), spoken.unknown
+            form, answer = contracted(rng, chosen.text), chosen.answer
             if self.side == "train" and rng.random() < 0.2:
                 form = opened(rng, form)
-        start = answer_start(fact, group)
+        start = answer_start(fact, answer)
         ask = fill(form, fact, phrase(fact, voice="user", rng=rng), None).text
         value = fact.value if told else unknown
         return Question(ask, f"{start}{value}.", (len(start), len(start) + len(value)), fact)
@@ -307,7 +308,7 @@ class FactMaker:
         spoken = spoken_of(fact)
         if spoken is not None and fact.kind.startswith(KIND):
             # No noun phrase names it: the sentence that a listener would say.
-            start = " " + answer_start(fact, spoken.asks[0]).removesuffix(" ")
+            start = " " + answer_start(fact, echo_of(fact)).removesuffix(" ")
             return Question(
                 "", f"{start} {fact.value}", (len(start) + 1, len(start) + 1 + len(fact.value)), fact
             )

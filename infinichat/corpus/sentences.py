@@ -10,7 +10,7 @@ from typing import Literal
 
 from infinichat.corpus.attributes import EVENTS, MINE_ONLY, PERSONAL
 from infinichat.corpus.phrasings import SPOKEN_OPENINGS
-from infinichat.corpus.spoken import EVENT_SPOKEN, KIN_SPOKEN, PET_SPOKEN, SPOKEN, UNKNOWN, Asks, Spoken
+from infinichat.corpus.spoken import EVENT_SPOKEN, KIN_SPOKEN, PET_SPOKEN, SPOKEN, UNKNOWN, Ask, Spoken
 from infinichat.corpus.ways import KIND, ways
 
 NOT_TOLD = UNKNOWN
@@ -112,12 +112,28 @@ def opened(rng: random.Random, form: str) -> str:
     return opening + (form if opening.endswith(("! ", ". ", ": ")) else lowered(form))
 
 
-def answer_start(fact: Fact, asks: Asks | None) -> str:
-    """How the assistant says ``fact``, up to the value: "Clara's locker code is ", "Clara lives in "."""
-    if asks is None:
+def answer_start(fact: Fact, form: str | None = None) -> str:
+    """How the assistant says ``fact``, up to the value: "Clara's locker code is ", or, with a ``form`` of
+    ``spoken``, "Clara lives in "."""
+    if form is None:
         return capital(phrase(fact, voice="assistant")) + " is "
-    form = asks.answer_mine if fact.subject == "user" else asks.answer_theirs
     return fill(form, fact, "", None, voice="assistant").text
+
+
+def asks_for(fact: Fact) -> tuple[Ask, ...]:
+    """The questions that people have for this fact, beside those with its noun phrase."""
+    spoken = spoken_of(fact)
+    if spoken is None:
+        return ()
+    return spoken.asks_mine if fact.subject == "user" else spoken.asks_theirs
+
+
+def echo_of(fact: Fact) -> str | None:
+    """How a fact that was told in such words is said back, up to the value, as a form."""
+    spoken = spoken_of(fact)
+    if spoken is None:
+        return None
+    return spoken.echo_mine if fact.subject == "user" else spoken.echo_theirs
 
 
 def owner(fact: Fact, *, voice: Literal["user", "assistant"]) -> str:

@@ -2,8 +2,10 @@
 "Where does Clara live?".
 
 {S} is the one who has it at a sentence's start, {s} elsewhere, {v} the value, {n} an animal, a relative or an
-event. Answers keep the verb, because a memory read works best where the last words before the value are those
-of the telling; no article stands right before the value, as nobody knows yet whether it is "a" or "an".
+event. Each question has an answer of its own, which turns it around in its own words: what a model of this
+size is to say next must follow from what it has just read. An answer that always says it in the same words,
+however it is asked for, has to be guessed, and what is guessed wrong is not found. No article stands right
+before the value, as nobody knows yet whether it is "a" or "an".
 """
 
 from __future__ import annotations
@@ -16,38 +18,47 @@ UNKNOWN = "something you have not told me"
 
 
 @dataclass(frozen=True, slots=True)
-class Asks:
-    """Questions by the user about themselves (``mine``) and about others (``theirs``), and how the answers to
-    those begin, up to the value."""
+class Ask:
+    """A question, and how its answer begins, up to the value."""
 
-    mine: tuple[str, ...]
-    theirs: tuple[str, ...]
-    answer_mine: str
-    answer_theirs: str
+    text: str
+    answer: str
 
 
 @dataclass(frozen=True, slots=True)
 class Spoken:
     """Tellings by the user (``mine``) and about others (``theirs``, empty for what only the user tells), the
-    groups of questions, and what stands in an answer when it was never told. What is told in these words is
-    said back as the answers of the first group begin."""
+    questions by the user about themselves and about others, how each is said back, up to the value, and what
+    stands in an answer when it was never told."""
 
     mine: tuple[str, ...]
     theirs: tuple[str, ...]
-    asks: tuple[Asks, ...]
+    asks_mine: tuple[Ask, ...]
+    asks_theirs: tuple[Ask, ...]
+    echo_mine: str
+    echo_theirs: str
     unknown: str = UNKNOWN
+
+
+def asks_of(pairs: list[list[str]]) -> tuple[Ask, ...]:
+    """Questions as the files have them: with how the answer begins, without the blank before the value."""
+    return tuple(Ask(text, f"{answer} ") for text, answer in pairs)
 
 
 def _read() -> dict[str, Spoken]:
     text = files("infinichat.corpus").joinpath("spoken.json").read_text(encoding="utf-8")
-    found: dict[str, Spoken] = {}
-    for noun, one in json.loads(text).items():
-        asks = tuple(
-            Asks(tuple(a["mine"]), tuple(a["theirs"]), a["answer_mine"], a["answer_theirs"])
-            for a in one["asks"]
+    return {
+        noun: Spoken(
+            tuple(one["mine"]),
+            tuple(one["theirs"]),
+            asks_of(one["asks_mine"]),
+            asks_of(one["asks_theirs"]),
+            one["echo_mine"],
+            one["echo_theirs"],
+            one.get("unknown", UNKNOWN),
         )
-        found[noun] = Spoken(tuple(one["mine"]), tuple(one["theirs"]), asks, one.get("unknown", UNKNOWN))
-    return found
+        for noun, one in json.loads(text).items()
+    }
 
 
 SPOKEN: dict[str, Spoken] = _read()

@@ -3,7 +3,8 @@ follow no pattern: "It takes me 40 minutes to get to work.", "How long is my com
 
 They were written one by one (``ways.json``); nothing else in the corpus has their variety, and without it a
 memory learns the corpus's few patterns instead of what it is to be told something. Words before a value say
-what it is about, as keys are made of what comes before; answers begin as the commonest telling does.
+what it is about, as keys are made of what comes before; answers turn their questions around, and what is said
+back, or asked for on a page, begins as the commonest telling does.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from infinichat.corpus.spoken import Asks, Spoken
+from infinichat.corpus.spoken import Spoken, asks_of
 from infinichat.corpus.vocabulary import MAKERS, choose, is_held_out
 
 KIND = "way:"
@@ -44,13 +45,17 @@ def ways() -> dict[str, Way]:
     """All by the kind of their facts."""
     found: dict[str, Way] = {}
     for one in json.loads(files("infinichat.corpus").joinpath("ways.json").read_text(encoding="utf-8")):
-        tell, ask = (tuple(text.replace("{who}", "{s}") for text in one[name]) for name in ("tell", "ask"))
-        answer, other = one["answer"].replace("{who}", "{s}"), "{s}" in tell[0]
-        spoken = Spoken(tell, tell, (Asks(ask, ask, answer, answer),))
+        tell, echo = tuple(map(_of_them, one["tell"])), _of_them(one["answer"])
+        asks = asks_of([[_of_them(ask), _of_them(answer)] for ask, answer in one["ask"]])
+        spoken, other = Spoken(tell, tell, asks, asks, echo, echo), "{s}" in tell[0]
         found[KIND + one["key"]] = Way(
             one["key"], spoken, one.get("maker"), tuple(one.get("values", ())), other
         )
     return found
+
+
+def _of_them(text: str) -> str:
+    return text.replace("{who}", "{s}")
 
 
 @cache

@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from infinichat.corpus.sentences import Fact, answer_start, spoken_of
+from infinichat.corpus.sentences import Fact, answer_start, asks_for, echo_of
 
 Judge = Callable[[str], bool]
 
@@ -186,8 +186,8 @@ def _whole(value: str) -> re.Pattern[str]:
 def says_fact(fact: Fact, *, never: Sequence[str] = ()) -> Judge:
     """``says`` its value, behind the last word of any of the ways in which such a fact is answered, too: "You
     named your dog Rufus." """
-    spoken = spoken_of(fact)
-    starts = [answer_start(fact, asks) for asks in (None, *(spoken.asks if spoken is not None else ()))]
+    forms = (None, echo_of(fact), *(ask.answer for ask in asks_for(fact)))
+    starts = [answer_start(fact, form) for form in forms]
     return says(fact.value, never=never, behind=[start.split()[-1] for start in starts])
 
 

@@ -50,7 +50,7 @@ ALONE, SHARING = 16, (1, 2, 4, 8)
 """Questions and tellings of a step that stand alone behind the same other talk, which is run once: the first
 question has no answered one before it that shows how answers look. So many are put to one memory."""
 
-FRESH, FIRST_LONGEST = 0.4, 160
+FRESH, FIRST_LONGEST = 0.3, 160
 """Share of the steps in which they stand at the start of a conversation instead, and the tokens that it has
 up to the end of the answer."""
 
@@ -70,8 +70,8 @@ JUDGED = 48
 OPENING = 6
 """Tokens at the start of a turn, with those that mark it."""
 
-BEFORE = (48, 320)
-"""Tokens of the talk that comes before."""
+BEFORE = (48, 800)
+"""Tokens of the talk that comes before: in a conversation of any length the window is full of it."""
 
 BEHIND = 0.4
 """Share of the steps in which talk and general questions come after other talk."""

@@ -22,7 +22,7 @@ from infinichat.corpus.phrasings import (
     TELL_MORE,
 )
 from infinichat.corpus.sentences import NOT_TOLD, Fact
-from infinichat.corpus.spoken import SPOKEN
+from infinichat.corpus.spoken import EVENT_SPOKEN, KIN_SPOKEN, PET_SPOKEN, SPOKEN
 from infinichat.corpus.vocabulary import MAKERS, is_held_out
 from infinichat.corpus.ways import ways
 
@@ -108,7 +108,7 @@ def test_only_the_user_is_asked_for_their_name() -> None:
     assert {"My name is Tomas.", "I'm Tomas.", "Hi, I am Tomas, nice to meet you."} & told
     answers = {maker.ask(rng, fact).answer for _ in range(300)}
     assert "Your name is Tomas." in answers
-    assert all(answer.startswith("You") and answer.endswith("Tomas.") for answer in answers)
+    assert all(answer.endswith(" Tomas.") for answer in answers)
 
 
 def test_a_relative_and_their_name_are_one_thing_and_said_in_the_words_of_the_question() -> None:
@@ -158,17 +158,37 @@ def test_articles_contractions_and_corrections_are_as_people_type_them() -> None
 def test_each_way_says_what_it_is_about_before_the_value_and_asks_without_it() -> None:
     assert len(ways()) > 1500
     for kind, way in ways().items():
-        (asks,) = way.spoken.asks
-        assert len(way.spoken.mine) >= 3, kind
-        assert len(asks.mine) >= 3, kind
-        for form in (*way.spoken.mine, *asks.mine, asks.answer_mine):
+        spoken = way.spoken
+        answers = [ask.answer for ask in spoken.asks_mine]
+        assert len(spoken.mine) >= 3, kind
+        assert len(answers) >= 3, kind
+        for form in (*spoken.mine, *(ask.text for ask in spoken.asks_mine), spoken.echo_mine):
             assert form.count("{s}") == way.other, form
-            assert form.count("{v}") == (form in way.spoken.mine), form
+            assert form.count("{v}") == (form in spoken.mine), form
             assert not re.search(r"\{(?!s\}|v\})", form), form
-        assert not any(form.startswith("{v}") for form in way.spoken.mine), kind
-        assert asks.answer_mine.endswith(" "), kind
+        assert not any(form.startswith("{v}") for form in spoken.mine), kind
+        assert spoken.echo_mine.endswith(" "), kind
         assert (way.maker in MAKERS) != (len(way.values) >= 10), kind
         assert way.key not in ("", *SPOKEN), kind
+
+
+def test_an_answer_turns_its_question_around_in_the_words_of_it() -> None:
+    """What comes up to the value must follow from the question: a model of this size cannot guess it."""
+    everything = [*SPOKEN.values(), PET_SPOKEN, KIN_SPOKEN, *EVENT_SPOKEN.values()]
+    everything += [way.spoken for way in ways().values()]
+    shares = []
+    for spoken in everything:
+        for ask in (*spoken.asks_mine, *spoken.asks_theirs):
+            assert ask.answer.endswith(" "), ask
+            assert ask.answer == ask.answer.strip() + " ", ask
+            assert "{v}" not in ask.answer, ask
+            assert not re.search(r"\b(my|our|we|us)\b", ask.answer), ask
+            said = re.findall(r"[a-z]{4,}", ask.answer.lower().replace("your", "my"))
+            asked = ask.text.lower()
+            shares += [word[:4] in asked for word in said]
+        for ask in spoken.asks_theirs:
+            assert ("{s}" in ask.text.lower()) == ("{s}" in ask.answer.lower()), ask
+    assert sum(shares) / len(shares) > 0.75
 
 
 def test_ways_are_drawn_told_corrected_and_asked_for_on_both_sides() -> None:
@@ -183,11 +203,10 @@ def test_ways_are_drawn_told_corrected_and_asked_for_on_both_sides() -> None:
             assert is_held_out(fact.noun) == (side == "held_out")
             told, again = maker.tell(rng, fact), maker.tell(rng, maker.corrected(rng, fact), old=fact)
             assert fact.value in told.text
-            assert told.echo == maker.ask(rng, fact).answer.removesuffix(f"{fact.value}.")
             assert fact.name in told.text
             assert fact.name in again.text
             assert maker.sibling(rng, fact).key != fact.key
-            assert maker.ask_on_page(rng, fact).answer.endswith(fact.value)
+            assert maker.ask_on_page(rng, fact).answer == f" {told.echo}{fact.value}"
         assert len(met) > 20, side
 
 

@@ -156,7 +156,7 @@ def test_a_third_of_the_everyday_sentences_fit_no_pattern_of_training_at_all() -
     """Most do on one side or the other, with values of their own: "My name is ..." is how one says it."""
     spoken = [*SPOKEN.values(), PET_SPOKEN, KIN_SPOKEN, *(way.spoken for way in ways().values())]
     told = [form for one in spoken for form in one.mine]
-    asked = [form for one in spoken for group in one.asks for form in group.mine]
+    asked = [ask.text for one in spoken for ask in one.asks_mine]
     tells, asks = patterns((*told, *TELL, *TELL_MORE)), patterns((*asked, *ASK, *ASK_MORE))
 
     def fits(text: str, forms: list[re.Pattern[str]]) -> bool:

@@ -29,7 +29,7 @@ from infinichat.corpus.conversations import (
 )
 from infinichat.corpus.facts import FactMaker
 from infinichat.corpus.filler import Filler
-from infinichat.corpus.sentences import answer_start, spoken_of
+from infinichat.corpus.sentences import answer_start, echo_of, spoken_of
 from infinichat.corpus.ways import KIND
 from infinichat.engine.byte_tokenizer import ByteTokenizer
 from infinichat.errors import UsageError
@@ -543,8 +543,8 @@ def test_pages_tell_and_ask_outside_of_any_conversation(text: Path) -> None:
         assert told[a.fact] is not stream
         said = tokenizer.decode(stream.ids[a.answer : a.end])
         assert said.strip() == f"{maker.facts[a.fact][a.version].value}."
-        before, ways = tokenizer.decode(stream.ids[: a.answer]), spoken_of(maker.facts[a.fact][a.version])
-        own = answer_start(maker.facts[a.fact][a.version], ways.asks[0]).strip() if ways else ":"
+        before, fact = tokenizer.decode(stream.ids[: a.answer]), maker.facts[a.fact][a.version]
+        own = answer_start(fact, echo_of(fact)).strip() if spoken_of(fact) else ":"
         assert before.rstrip().endswith((" is", ":", own))
 
 
