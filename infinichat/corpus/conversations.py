@@ -308,7 +308,7 @@ class StreamMaker:
         the facts numbered in ``asks`` once more, each up to its value and with it."""
         rng, stream, text = self.rng, StreamText(), self._lines()
         # A gate that has not seen a window full of the same lines takes what comes then for more of them.
-        stream.text = "".join(text() for _ in range(rng.choice((1, 1, 1, LONG_PAGE))))
+        stream.text = "".join(text() for _ in range(rng.choice((1, LONG_PAGE))))
         for _ in range(tells):
             number = self.new_fact()
             sentence = self.maker.tell(rng, self.facts[number][0])

@@ -57,7 +57,7 @@ up to the end of the answer."""
 COMPANY, LITTLE = (0, 0, 8, 32, 96), (0, 0, 0, 4, 32)
 """Tokens in a memory that nobody meant to be written, where it is asked and where something is just told."""
 
-TOLD = 0.5
+TOLD = 0.35
 """Share of draws that give a telling, to be answered by saying it back or that it will be remembered; the
 others give questions."""
 

@@ -548,6 +548,14 @@ def test_pages_tell_and_ask_outside_of_any_conversation(text: Path) -> None:
         assert before.rstrip().endswith((" is", ":", own))
 
 
+def test_half_of_the_pages_have_the_same_lines_over_and_over_or_a_book_before_they_tell(text: Path) -> None:
+    """A write gate that never met a window full of the same lines does not write a key that comes then."""
+    maker = StreamMaker(FactMaker("train"), Filler(text), offsets_of(ByteTokenizer()), random.Random(2))
+    begins = [maker.page_stream(1, ()).told[0].start for _ in range(60)]
+    assert 20 <= sum(start > 1000 for start in begins) <= 45
+    assert min(begins) < 400
+
+
 def test_recall_and_keys_learn_from_pages(model: InfiniForCausalLM, text: Path, tmp_path: Path) -> None:
     """Where nothing but pages is there, their values are what is answered, out of what other pages told."""
     maker = StreamMaker(FactMaker("train"), Filler(text), offsets_of(ByteTokenizer()), random.Random(2))
