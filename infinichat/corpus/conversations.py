@@ -28,7 +28,7 @@ SAID_BACK = -3
 """The version of a reply to something told."""
 
 LONG_PAGE = 12
-"""Pieces of text before the first fact of a long page: with it about a window's."""
+"""Pieces of text before the first fact of a long page: about half a window."""
 
 VERSIONS = 3
 """A fact is corrected at most twice."""
@@ -308,7 +308,7 @@ class StreamMaker:
         the facts numbered in ``asks`` once more, each up to its value and with it."""
         rng, stream, text = self.rng, StreamText(), self._lines()
         # A gate that has not seen a window full of the same lines takes what comes then for more of them.
-        stream.text = "".join(text() for _ in range(rng.choice((1, LONG_PAGE))))
+        stream.text = "".join(text() for _ in range(rng.choice((1, LONG_PAGE)) if tells else 1))
         for _ in range(tells):
             number = self.new_fact()
             sentence = self.maker.tell(rng, self.facts[number][0])

@@ -4,8 +4,7 @@
 {S} is the one who has it at a sentence's start, {s} elsewhere, {v} the value, {n} an animal, a relative or an
 event. Each question has an answer of its own, which turns it around in its own words: what a model of this
 size is to say next must follow from what it has just read. An answer that always says it in the same words,
-however it is asked for, has to be guessed, and what is guessed wrong is not found. No article stands right
-before the value, as nobody knows yet whether it is "a" or "an".
+however it is asked for, has to be guessed, and what is guessed wrong is not found.
 """
 
 from __future__ import annotations
@@ -41,8 +40,13 @@ class Spoken:
 
 
 def asks_of(pairs: list[list[str]]) -> tuple[Ask, ...]:
-    """Questions as the files have them: with how the answer begins, without the blank before the value."""
-    return tuple(Ask(text, f"{answer} ") for text, answer in pairs)
+    """Questions as the files have them, with how the answer begins."""
+    return tuple(Ask(text, begun(answer)) for text, answer in pairs)
+
+
+def begun(text: str) -> str:
+    """``text`` up to the value, with the blank that the files leave out; nothing where there is none."""
+    return f"{text} " if text else ""
 
 
 def _read() -> dict[str, Spoken]:
@@ -53,8 +57,8 @@ def _read() -> dict[str, Spoken]:
             tuple(one["theirs"]),
             asks_of(one["asks_mine"]),
             asks_of(one["asks_theirs"]),
-            one["echo_mine"],
-            one["echo_theirs"],
+            begun(one["echo_mine"]),
+            begun(one["echo_theirs"]),
             one.get("unknown", UNKNOWN),
         )
         for noun, one in json.loads(text).items()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from infinichat.corpus.spoken import Spoken, asks_of
+from infinichat.corpus.spoken import Spoken, asks_of, begun
 from infinichat.corpus.vocabulary import MAKERS, choose, is_held_out
 
 KIND = "way:"
@@ -45,7 +45,7 @@ def ways() -> dict[str, Way]:
     """All by the kind of their facts."""
     found: dict[str, Way] = {}
     for one in json.loads(files("infinichat.corpus").joinpath("ways.json").read_text(encoding="utf-8")):
-        tell, echo = tuple(map(_of_them, one["tell"])), _of_them(one["answer"])
+        tell, echo = tuple(map(_of_them, one["tell"])), begun(_of_them(one["echo"]))
         asks = asks_of([[_of_them(ask), _of_them(answer)] for ask, answer in one["ask"]])
         spoken, other = Spoken(tell, tell, asks, asks, echo, echo), "{s}" in tell[0]
         found[KIND + one["key"]] = Way(

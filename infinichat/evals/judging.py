@@ -188,7 +188,7 @@ def says_fact(fact: Fact, *, never: Sequence[str] = ()) -> Judge:
     named your dog Rufus." """
     forms = (None, echo_of(fact), *(ask.answer for ask in asks_for(fact)))
     starts = [answer_start(fact, form) for form in forms]
-    return says(fact.value, never=never, behind=[start.split()[-1] for start in starts])
+    return says(fact.value, never=never, behind=[start.split()[-1] for start in starts if start])
 
 
 def _alone(text: str, found: re.Match[str], allowed: frozenset[str]) -> bool:

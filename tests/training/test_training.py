@@ -554,6 +554,8 @@ def test_half_of_the_pages_have_the_same_lines_over_and_over_or_a_book_before_th
     begins = [maker.page_stream(1, ()).told[0].start for _ in range(60)]
     assert 20 <= sum(start > 1000 for start in begins) <= 45
     assert min(begins) < 400
+    # Where one only asks, it would be too long to be learned from.
+    assert max(maker.page_stream(0, (number,)).asked[0].answer for number in range(20)) < 1000
 
 
 def test_recall_and_keys_learn_from_pages(model: InfiniForCausalLM, text: Path, tmp_path: Path) -> None:
