@@ -18,7 +18,7 @@ from infinichat.attention.reference import recall_features, store, unit
 LEAST_SHARE = 0.05
 """A value is followed from this share of the last read on."""
 
-HEIR_SHARE, HEIR_NEAR, HEIR_MARGIN = 0.6, 0.5, 12.0
+HEIR_SHARE, HEIR_NEAR, HEIR_MARGIN = 0.45, 0.5, 8.0
 """A token that replaces something by more than this inherits reads from what has more than this part of the
 largest share, if it does not answer so many nats worse."""
 
@@ -152,9 +152,9 @@ def bank_layer(
         blurred = [features[h] @ M[h] for h in range(heads)]
         nothing = torch.zeros_like(x[0])
         if written:
-            read, ended = _weights(key(t), ids[t], bank, written, p)
+            read, *said = _weights(key(t), ids[t], bank, written, p)
             bank = [replace(pair, weight=w) for pair, w in zip(bank, read, strict=False)]
-            rows.append(_addition(x[t], read, ended, blurred, bank, p))
+            rows.append(_addition(x[t], read, said, blurred, bank, p))
         else:
             rows.append((nothing, nothing[0], nothing, nothing[0]))
         s = t - 1
@@ -223,9 +223,9 @@ def _readiest(bank: list[Pair], written: int, p: BankParameters, slots: int) -> 
 
 def _weights(
     query: Tensor, token: int, bank: list[Pair], written: int, p: BankParameters
-) -> tuple[Tensor, Tensor]:
-    """The weights of all pairs and of the null slot, with values followed to their end, and the share of
-    those that have ended. ``token`` is the one that reads."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The weights of all pairs and of the null slot, with values followed to their end, and the shares of
+    those that go on and of those that have ended. ``token`` is the one that reads."""
     beta = p.beta.exp()
     answers = [beta * (query @ pair.key) for pair in bank]
     scores = [answer + _readiness(pair, written, p) for answer, pair in zip(answers, bank, strict=True)]
@@ -240,18 +240,19 @@ def _weights(
     said = {pair.order: pair.weight for pair in bank if pair.id == token}
     share = sum(said.values(), torch.zeros_like(weights[0]))
     if share <= LEAST_SHARE:
-        return weights, torch.zeros_like(share)
+        return weights, torch.zeros_like(share), torch.zeros_like(share)
     on = [said.get(pair.order - 1, share * 0) if pair.joined else share * 0 for pair in bank]
-    ended = share - sum(on, share * 0)
-    return (1 - share) * weights + torch.stack([*on, ended]), ended
+    going = sum(on, share * 0)
+    ended = share - going
+    return (1 - share) * weights + torch.stack([*on, ended]), going, ended
 
 
 def _addition(
-    x: Tensor, weights: Tensor, ended: Tensor, blurred: list[Tensor], bank: list[Pair], p: BankParameters
+    x: Tensor, weights: Tensor, said: list[Tensor], blurred: list[Tensor], bank: list[Pair], p: BankParameters
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """g (alpha W_om (v + n mu m) + (1 - n) w + e w' + u + B z), z = silu(A [x, 1 - n, e] + a), for one token;
-    by how much the adapters above are open, P v and the logit of saying it."""
-    n = weights[-1]
+    """o g (alpha W_om (v + n mu m) + (1 - n) w + e w' + u + B z), z = silu(A [x, 1 - n, e] + a), for one
+    token; o, by how much the adapters above are open; o P v and the logit of saying it."""
+    n, (going, ended) = weights[-1], said
     v = sum((w * pair.value for w, pair in zip(weights, bank, strict=False)), torch.zeros_like(x))
     full = math.sqrt(len(blurred[0]))
     pieces = zip(blurred, p.softness, strict=True)
@@ -264,4 +265,5 @@ def _addition(
     read = p.alpha * (p.out @ v) + p.adapt_out @ z
     added = g * (read + (1 - n) * p.confidence + ended * p.ending + p.found_bias)
     opening, wish = p.carry @ torch.cat((x, seen, z)) + p.carry_bias
-    return added, cut(opening), p.say_out @ v, wish
+    opened = torch.maximum(cut(opening), going)
+    return opened * added, opened, opened * (p.say_out @ v), wish

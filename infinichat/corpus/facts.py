@@ -298,9 +298,9 @@ class FactMaker:
             form, answer = contracted(rng, chosen.text), chosen.answer
             if self.side == "train" and rng.random() < 0.2:
                 form = opened(rng, form)
-        start = answer_start(fact, answer)
-        ask = fill(form, fact, phrase(fact, voice="user", rng=rng), None).text
         value = fact.value if told else unknown
+        start = answer_start(fact, answer, value=value)
+        ask = fill(form, fact, phrase(fact, voice="user", rng=rng), None).text
         return Question(ask, f"{start}{value}.", (len(start), len(start) + len(value)), fact)
 
     def ask_on_page(self, rng: random.Random, fact: Fact) -> Question:

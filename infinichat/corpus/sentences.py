@@ -112,12 +112,16 @@ def opened(rng: random.Random, form: str) -> str:
     return opening + (form if opening.endswith(("! ", ". ", ": ")) else lowered(form))
 
 
-def answer_start(fact: Fact, form: str | None = None) -> str:
+def answer_start(fact: Fact, form: str | None = None, *, value: str | None = None) -> str:
     """How the assistant says ``fact``, up to the value: "Clara's locker code is ", or, with a ``form`` of
-    ``spoken``, "Clara lives in "."""
+    ``spoken``, "Clara lives in ". ``value`` is what comes then (default: the fact's own): "You work as an "
+    before "actor"."""
     if form is None:
         return capital(phrase(fact, voice="assistant")) + " is "
-    return fill(form, fact, "", None, voice="assistant").text
+    start = fill(form, fact, "", None, voice="assistant").text
+    first = (fact.value if value is None else value).split()[0]
+    vowel = first.startswith(tuple("aeiouAEIO")) and first != "one" and not first.startswith(("uni", "Eu"))
+    return start.removesuffix(" ") + "n " if vowel and start.endswith(" a ") else start
 
 
 def asks_for(fact: Fact) -> tuple[Ask, ...]:

@@ -4,7 +4,7 @@ The layers above a memory are frozen, and were never trained to say what a read 
 things help them, both only where the read calls for them, so that ordinary talk stays the base's:
 
     y_t     = W x_t + o_t U D x_t        low-rank changes of attention (LoRA, arXiv 2106.09685), open by o_t
-    final_t = norm(h_t) + s_t c P v_t    the read's values once more, right before the vocabulary head H:
+    final_t = norm(h_t) + s_t c o_t P v_t    the read's values once more, right before the vocabulary head H:
                                          H c P v_t is a copy score for every token (``copy_matrix``)
 
 with o_t = cut(sigmoid(.)), s_t = cut(sigmoid(. + w . norm(h_t))): below ``LEAST_OPEN`` exactly 0.
@@ -95,9 +95,9 @@ class Adapters(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """For T tokens: by how much the ``adapters`` above are ``opened`` [..., T, 1] in [0, 1], the read's
-    ``values`` [..., T, C], the logits ``wish`` [..., T, 1] of saying them, to which the final state adds its
-    product with ``by_final`` [C], and ``scale``, by how much they are said."""
+    """For T tokens: by how much the ``adapters`` above are ``opened`` [..., T, 1] in [0, 1], as much of the
+    read's ``values`` [..., T, C], the logits ``wish`` [..., T, 1] of saying them, to which the final state
+    adds its product with ``by_final`` [C], and ``scale``, by how much they are said."""
 
     adapters: Adapters | None
     opened: Tensor

@@ -9,16 +9,17 @@ telling and asking meet wherever the words before the value are alike::
     b_t   = hard_gate(max(a_t, min(a_t + 5, a_{t+1}), a_t + 4 where b_{t-1} > 0))      exactly 0 for almost
                                                                                        every token
     v, n, e = bank read, its null weight, how much of that is a value that has ended;  m = matrix read
-    h_t  += g_t (alpha W_om (v + n mu m) + (1 - n) w + e w' + u + B z_t),   z_t = silu(A [x_t, 1 - n, e] + a)
+    h_t  += i_t g_t (alpha W_om (v + n mu m) + (1 - n) w + e w' + u + B z_t)
+    z_t   = silu(A [x_t, 1 - n, e] + a),   i_t = max(cut(D [x_t, 1 - n, e, z_t] + d), G - e)
 
-and [x_t, 1 - n, e, z_t] decides what is carried on to the layers above (``adapters``).
-(``infinichat.attention.bank`` and ``.memory``; o_t are the topic heads of ``.topics``, where there are some.)
+and i_t v is carried on to the layers above, with i_t for their adapters (``adapters``). It is 0 almost
+everywhere but in answers: a novel's words often look like something asked for, and are predicted worse with
+what they find. (``infinichat.attention.bank``, ``.memory``; o_t are the topic heads of ``.topics``, if any.)
 A token is written as soon as the one after it has been read, and nearly is enough if that one opens the gate
 or the one before is written: of "Wednesdays" both parts, and of "The pass key is 59306" the blank before the
 digits is a token of its own, after which anything might have come, and without it the value is not found. A
-token does not wait until it leaves the window: a small model finds little even in its window. Of 24 things
-told a few hundred tokens before, SmolLM2-135M said one with a memory that is written later, and 20 with one
-that is written at once.
+token does not wait until it leaves the window, where a small model finds little: of 24 things told a few
+hundred tokens before, SmolLM2-135M said one with a memory written later, and 20 with one written at once.
 Everything written goes into the matrix M by the per-token delta rule as well, so what the bank has to let go
 is still there, blurred; mu says how much of that is read. The mark m decides what a token replaces, the key
 k what it answers. With alpha, w, u and B at zero, the untrained start, nothing is added.
@@ -46,24 +47,22 @@ from infinichat.model.topics import Topics
 STATE_TAPS = 4
 """Inputs of the layer that make a context, the present one included."""
 
-ADAPTER_RANK = 64
-
-GATE_RANK = 32
-"""Hidden units of the write gate."""
+ADAPTER_RANK, GATE_RANK = 64, 32
+"""Hidden units of the adapter of reads, and of the write gate."""
 
 
 class BankMemory(ResidualMemory):
     """With C = hidden size, H heads, Dk key width, K = H Dk, N topic heads: ``context`` [K, (10 + N) C],
-    ``topics`` (None without any; ``model.topics``), ``fade`` [F, 10 C],
-    ``head_weight`` [H], the scalars of ``BankRule`` (``beta`` as a logarithm; ``erase`` [3]: ``alike`` and
-    ``force`` as logarithms, ``new`` between them), ``novelty`` [10 C], the write gate ``gate_taps`` [n, C],
-    ``gate_bias``, ``gate_in`` [32, n C], ``gate_in_bias`` and ``gate_out`` [32], ``matrix_gain`` and
-    ``softness`` [H] for the matrix, ``out`` [C, C], ``alpha``, ``confidence``, ``ending`` and ``found_bias``
-    [C], the token gate ``read_gate`` [C], ``read_confidence`` [2] (of what is found and of what has ended),
-    ``read_bias``, and the adapter ``adapt_in`` [64, C + 2], ``adapt_in_bias``, ``adapt_out`` [C, 64]. For
-    what is carried on: ``carry`` [2, C + 66] and ``carry_bias`` [2] (how far the adapters open, and whether
-    the values are said), ``say_final`` [C], ``say_out`` [C, C], ``say`` and, with a ``memory_rank``,
-    ``adapters`` for the layers above ``layer``."""
+    ``topics`` (None without any; ``model.topics``), ``fade`` [F, 10 C], ``head_weight`` [H], the scalars of
+    ``BankRule`` (``beta`` as a logarithm; ``erase`` [3]: ``alike`` and ``force`` as logarithms, ``new``),
+    ``novelty`` [10 C], the write gate ``gate_taps`` [n, C], ``gate_bias``, ``gate_in`` [32, n C],
+    ``gate_in_bias`` and ``gate_out`` [32], ``matrix_gain`` and ``softness`` [H] for the matrix, ``out`` [C,
+    C], ``alpha``, ``confidence``, ``ending`` and ``found_bias`` [C], the token gate ``read_gate`` [C],
+    ``read_confidence`` [2] (of what is found and of what has ended), ``read_bias``, and the adapter
+    ``adapt_in`` [64, C + 2], ``adapt_in_bias``, ``adapt_out`` [C, 64]. For what is carried on: ``carry`` [2,
+    C + 66] and ``carry_bias`` [2] (how far the adapters open, and whether the values are said), ``say_final``
+    [C], ``say_out`` [C, C], ``say`` and, with a ``memory_rank``, ``adapters`` for the layers above
+    ``layer``."""
 
     def __init__(self, config: InfiniConfig, layer: int) -> None:
         super().__init__(config)
@@ -261,17 +260,9 @@ class BankMemory(ResidualMemory):
         assert state.memory is not None
         something = state.memory.written > 0
         if not torch.is_grad_enabled() and not bool(something.any()):
-            nothing = torch.zeros_like(x[:, part])
-            return nothing, self._carried(nothing[..., :1], nothing, nothing[..., :1])
-        among = None if real is None else real[:, part]
-        return self.read(
-            projected[:, part],
-            x[:, part],
-            ids[:, part],
-            state,
-            something=something[:, None, None],
-            real=among,
-        )
+            return self._nothing(x[:, part])
+        there, among = something[:, None, None], None if real is None else real[:, part]
+        return self.read(projected[:, part], x[:, part], ids[:, part], state, something=there, real=among)
 
     @staticmethod
     def _project(around: Tensor, by: Tensor) -> Tensor:
@@ -296,9 +287,9 @@ class BankMemory(ResidualMemory):
 
     def found(
         self, projected: Tensor, ids: Tensor, state: LayerState, real: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """``read`` before anything is made of it: values [B, T, C], the null slot's weight and how much of
-        that has ended [B, T, 1]."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``read`` before anything is made of it: values [B, T, C], the null slot's weight, how much of that
+        has ended, and how much of a value goes on [B, T, 1]."""
         assert state.memory is not None
         assert state.bank is not None
         dtype = projected.dtype
@@ -310,27 +301,38 @@ class BankMemory(ResidualMemory):
             features = recall_features(projected, heads=self.heads, order=self.order)
             blurred = recall_read(features, state.memory, softness=self.softness).values
             values = values + self.matrix_gain.to(dtype) * null * blurred
-        return values, null, got.ended[..., None]
+        return values, null, got.ended[..., None], got.going[..., None]
 
     def added(
-        self, x: Tensor, values: Tensor, null: Tensor, ended: Tensor, something: Tensor | float = 1.0
+        self, x: Tensor, values: Tensor, null: Tensor, ended: Tensor, going: Tensor, something: Tensor | float
     ) -> tuple[Tensor, Carried]:
         """What goes into the residual [..., C], and what is carried on, for the layer's input x [..., C], a
-        read's values [..., C], its null weight [..., 1], how much of that has ended [..., 1], and
-        ``something`` [..., 1, 1]: 0 where the memory is empty."""
+        read's values [..., C], its null weight, how much of that has ended, how much of a value goes on
+        [..., 1], and ``something`` [..., 1, 1]: 0 where the memory is empty."""
         dtype = x.dtype
         seen = torch.cat((1 - null, ended), dim=-1)
+        inner, logits = self.carrying(x, seen)
+        # In the middle of a value the layer's input is that of any name or number.
+        opened = torch.maximum(cut(logits[..., :1]), going) * something
+        if not torch.is_grad_enabled() and not bool(opened.any()):
+            return self._nothing(x)
         gate = torch.sigmoid(
             (x @ self.read_gate.to(dtype) + seen @ self.read_confidence.to(dtype))[..., None]
             + self.read_bias.to(dtype)
         )
-        inner, logits = self.carrying(x, seen)
         added = self.alpha.to(dtype) * F.linear(values, self.out.to(dtype)) + self.found_bias.to(dtype)
         added = added + seen @ torch.stack((self.confidence, self.ending)).to(dtype)
         added = gate * (added + F.linear(inner, self.adapt_out.to(dtype)))
-        opened = cut(logits[..., :1]) * something
-        values = F.linear(values, self.say_out.to(dtype)) * something
-        return added * something, self._carried(opened, values, logits[..., 1:])
+        values = F.linear(values, self.say_out.to(dtype)) * opened
+        carried = Carried(self.adapters, opened, values, logits[..., 1:], self.say_final, self.say)
+        return added * opened, carried
+
+    def _nothing(self, x: Tensor) -> tuple[Tensor, Carried]:
+        """What tokens [..., C] add and carry on that find nothing, or do not ask."""
+        nothing = torch.zeros_like(x)
+        shut = nothing[..., :1]
+        # Nobody above need look at adapters that change nothing.
+        return nothing, Carried(None, shut, nothing, shut, self.say_final, self.say)
 
     def carrying(self, x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         """The adapter's hidden units [..., 64], and the logits [..., 2] of opening what is above and of
@@ -341,11 +343,6 @@ class BankMemory(ResidualMemory):
         inner = F.silu(inner)
         features = torch.cat((x, seen, inner), dim=-1)
         return inner, F.linear(features, self.carry.to(dtype), self.carry_bias.to(dtype))
-
-    def _carried(self, opened: Tensor, values: Tensor, wish: Tensor) -> Carried:
-        # Nobody above need look at adapters that change nothing.
-        needed = torch.is_grad_enabled() or bool(opened.any())
-        return Carried(self.adapters if needed else None, opened, values, wish, self.say_final, self.say)
 
     def write(
         self,

@@ -71,10 +71,10 @@ def _together(
             found.append(memory.found(seen.projected[row : row + 1], ids[row : row + 1], state))
         else:
             nothing = torch.zeros_like(x[:1])
-            found.append((nothing, nothing[..., :1] + 1, nothing[..., :1]))
+            found.append((nothing, nothing[..., :1] + 1, nothing[..., :1], nothing[..., :1]))
         _write(memory, state, seen, row)
-    values, null, ended = (torch.cat(parts) for parts in zip(*found, strict=True))
-    added, carried = memory.added(x, values, null, ended, something)
+    values, null, ended, going = (torch.cat(parts) for parts in zip(*found, strict=True))
+    added, carried = memory.added(x, values, null, ended, going, something)
     return h + added.to(h.dtype), carried
 
 

@@ -32,12 +32,12 @@ def said(pool: Pool, start: int, length: int) -> Tensor:
 
 
 class Opening:
-    """``asked`` are the questions whose answers open, and the tellings whose replies do; answers
-    to general questions, among them or in streams of their own, talk and books do not."""
+    """``asked`` are the questions whose answers open, on pages, too, and the tellings whose replies do;
+    answers to general questions, among them or in streams of their own, talk and books do not."""
 
     def __init__(self, memory: BankMemory, pool: Pool, asked: Sequence[Asked]) -> None:
         self.memory, self.pool = memory, pool
-        self.asked = [a for a in asked if a.version != GENERAL and len(self.before(a))]
+        self.asked = [a for a in asked if a.version != GENERAL]
         shut = [torch.arange(a.answer - 1, a.end - 1) for a in asked if a.version == GENERAL]
         shut += [said(pool, start, length) for start, length, kind in pool.streams if kind == "general"]
         shut += [
@@ -55,8 +55,8 @@ class Opening:
     @staticmethod
     def before(asked: Asked) -> Tensor:
         """The first places whose next tokens are those of the answer before its value; where it has none, of
-        all of it."""
-        value = asked.value if asked.count else asked.end
+        all of it. Where it begins with its value, as on a page, the place before that."""
+        value = max(asked.value, asked.answer + 1) if asked.count else asked.end
         return torch.arange(asked.answer - 1, min(value - 1, asked.answer - 1 + PREFIX))
 
     def loss(self, rng: random.Random) -> Tensor:

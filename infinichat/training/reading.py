@@ -118,14 +118,14 @@ def read(memory: BankMemory, bank: Bank, queries: Tensor, *, unseen: Tensor | No
 
 def follow(
     pool: Pool, bank: Bank, places: Tensor, weights: Tensor, *, unseen: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """``weights`` [n, slots + 1] of the reads at ``places`` [n], one right after the other, with values
-    followed to their end, and the share [n] of those that have ended."""
+    followed to their end, and the shares [n] of those that go on and of those that have ended."""
     after = F.pad(bank.places[1:] == bank.places[:-1] + 1, (1, 0))[None, None]
     steps = after.expand(1, len(places), len(bank.ids)) if unseen is None else after & ~unseen[None]
     start = torch.zeros_like(weights[:1, :-1])
-    got, ended, _ = followed(weights[None], pool.ids[places][None], bank.ids[None], steps, start)
-    return got[0], ended[0]
+    got, going, ended, _ = followed(weights[None], pool.ids[places][None], bank.ids[None], steps, start)
+    return got[0], going[0], ended[0]
 
 
 def slots_of(pool: Pool, episode: Episode) -> list[object]:

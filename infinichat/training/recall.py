@@ -61,7 +61,7 @@ TOLD = 0.35
 """Share of draws that give a telling, to be answered by saying it back or that it will be remembered; the
 others give questions."""
 
-YOUNG, PAGES = 0.4, 0.2
+YOUNG, PAGES = 0.35, 0.25
 """Shares of young conversations, and of pages, among the streams that are taken whole."""
 
 JUDGED = 48
@@ -119,7 +119,7 @@ class RecallStage:
         self.talk = [n for n, s in enumerate(pool.streams) if s[2] == "talk"]
         self.heard = [n for n, s in enumerate(pool.streams) if s[2] in ("talk", "book")]
         self.general = [s for s in pool.streams if s[2] == "general"]
-        answering = (*self.asking, *self.young, *self.telling)
+        answering = (*self.asking, *self.young, *self.telling, *self.pages)
         self.begins: dict[int, int] = {}
         for a in pool.asked:
             self.begins.setdefault(int(pool.stream[a.answer]), a.answer)

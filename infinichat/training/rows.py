@@ -56,11 +56,11 @@ class Rows:
             unseen = own[None] & (bank.places[None] + 1 >= places[:, None])
             queries = project(self.memory, seen_along(self.memory, self.pool, row.start, row.length))
             p = read(self.memory, bank, queries, unseen=unseen).exp()
-            p, ended = follow(self.pool, bank, places, p, unseen=unseen)
+            p, going, ended = follow(self.pool, bank, places, p, unseen=unseen)
             values = p[:, :-1] @ self.pool.values(bank.ids)
             something = (~unseen.all(dim=1, keepdim=True)).float()
         got, carried = self.memory.added(
-            self.pool.inputs(places), values, p[:, -1:], ended[:, None], something
+            self.pool.inputs(places), values, p[:, -1:], ended[:, None], going[:, None], something
         )
         own_energy = self.pool.hidden[places].float().square().sum(dim=-1).clamp(min=1.0)
         return got, carried, got.square().sum(dim=-1) / own_energy

@@ -152,6 +152,11 @@ class KeysStage:
         return places
 
 
+WRONGED = 4
+"""How much more a token that should have been left alone costs than one that should have been replaced: it
+adds up over everything that comes later."""
+
+
 class MarksStage:
     """Trains ``fade``, ``erase`` and ``novelty``: which of the tokens before it a token replaces, or that it
     replaces none."""
@@ -186,8 +191,7 @@ class MarksStage:
         right = torch.where(some, (taken * old.T).sum(dim=1).clamp(min=1e-6), kept)
         missed = -right[some].log().mean() if bool(some.any()) else right.sum() * 0
         wronged = -right[~some].log().mean()
-        # Wronged costs more: it adds up over everything that comes later.
-        return missed + 8 * wronged, {"missed": missed.item(), "wronged": wronged.item()}
+        return missed + WRONGED * wronged, {"missed": missed.item(), "wronged": wronged.item()}
 
 
 class GateStage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from infinichat.attention.bank import (
+    HEIR_MARGIN,
     BankRead,
     BankRule,
     BankState,
@@ -111,15 +113,15 @@ def test_what_sounds_told_for_the_first_time_replaces_nothing() -> None:
 
 
 def heirs(**changes: float) -> BankState:
-    """3 under the key 0, corrected to 4 and to 5 in words that fit the question only half."""
+    """3 under the key 0, corrected to 4 and to 5 in words that fit the question only in part."""
     bank = told(empty(), [(0, 3)], 0, marks=[0], **changes)
-    halfway = torch.eye(WIDTH, dtype=F64)
-    halfway = (halfway[0] * 0.8 + halfway[1] * 0.6)[None, None]
+    near = 1 - 0.8 * HEIR_MARGIN / float(rule().beta)
+    axes = torch.eye(WIDTH, dtype=F64)
+    partly = (near * axes[0] + math.sqrt(1 - near**2) * axes[1])[None, None]
     for written, value in ((1, 4), (2, 5)):
-        axes = torch.eye(WIDTH, dtype=F64)
         bank = bank_write(
             bank,
-            (halfway, axes[None, :1], axes[None, value : value + 1], torch.tensor([[value]])),
+            (partly, axes[None, :1], axes[None, value : value + 1], torch.tensor([[value]])),
             strength=torch.ones(1, 1, dtype=F64),
             joined=torch.zeros(1, 1, dtype=torch.bool),
             novelty=torch.zeros(1, 1, dtype=F64),

@@ -122,6 +122,20 @@ def test_a_relative_and_their_name_are_one_thing_and_said_in_the_words_of_the_qu
     assert answers["What is my sister called?"] == "Your sister is called Anna."
 
 
+def test_the_article_before_a_value_is_the_values() -> None:
+    maker, rng = FactMaker("train"), random.Random(8)
+    for value, article in (("electrician", " an "), ("plumber", " a ")):
+        fact = Fact("user", "", "job", "job", value)
+        answers = [maker.ask(rng, fact).answer for _ in range(500)]
+        before = [answer.removesuffix(f"{value}.") for answer in answers]
+        articles = {
+            " an " if start.endswith(" an ") else " a " for start in before if start.endswith((" a ", " an "))
+        }
+        assert articles == {article}
+    untold = {maker.ask(rng, Fact("user", "", "job", "job", "actor"), told=False).answer for _ in range(500)}
+    assert not any(" an something" in answer for answer in untold)
+
+
 @pytest.mark.parametrize(
     ("kind", "value", "answer"),
     [

@@ -74,6 +74,33 @@ def test_nothing_is_carried_before_something_is_written() -> None:
     assert torch.equal(logits(model), logits(base))
 
 
+def test_where_adapters_stay_shut_a_full_memory_is_the_base_bit_for_bit() -> None:
+    model = bank_model()
+    base = tiny_model(memory="bank", num_hidden_layers=3, memory_layers=[])
+    base.load_state_dict(model.state_dict(), strict=False)
+    memory = memory_of(model)
+    with torch.no_grad():
+        memory.carry[0] = 0
+        memory.carry_bias[0] = -9
+        ids = torch.randperm(40)[None, :LENGTH]  # no token twice: nothing that was found is being said
+        cache = model.model.new_cache()
+        ours = model(ids, past_key_values=cache).logits
+        assert all(int(memory.written) > 0 for memory in cache.memories.values())
+        assert torch.equal(ours, base(ids).logits)
+
+
+def test_adapters_stay_open_while_a_value_that_was_found_goes_on() -> None:
+    memory = memory_of(bank_model())
+    memory.carry_bias[0].data.fill_(-99)
+    x, one = torch.randn(1, 2, 32), torch.ones(1, 2, 1)
+    going = torch.tensor([[[0.0], [0.75]]])
+    with torch.no_grad():
+        added, carried = memory.added(x, x, 0 * one, 0 * one, going, 1.0)
+    assert carried.opened.flatten().tolist() == [0.0, 0.75]
+    assert not bool(added[0, 0].any())
+    assert bool(added[0, 1].any())
+
+
 def test_rows_without_a_written_token_stay_the_bases_beside_rows_with_one() -> None:
     model, ids = bank_model(), some_ids(12, rows=2)
     memory = memory_of(model)

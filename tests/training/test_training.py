@@ -223,7 +223,7 @@ def test_adapters_learn_to_open_where_answers_begin_and_nowhere_else(
     begins = torch.cat([opening.before(a) for a in opening.asked])
     # At most so many tokens, all of them before the value: the one that it is said after is not among them.
     assert len(begins) <= PREFIX * len(opening.asked)
-    assert not set(begins.tolist()) & {a.value - 1 for a in opening.asked if a.count}
+    assert not set(begins.tolist()) & {a.value - 1 for a in opening.asked if a.count and a.value > a.answer}
     # Of replies that say nothing back, the beginning.
     whole = [a for a in pool.asked if a.version == SAID_BACK and not a.count]
     assert whole
@@ -240,6 +240,20 @@ def test_adapters_learn_to_open_where_answers_begin_and_nowhere_else(
         optimizer.step()
     assert (opening.logits(begins) > 0).float().mean() > 0.95
     assert (opening.logits(opening.shut) > 0).float().mean() < 0.05
+
+
+def test_what_a_page_asks_for_opens_the_adapters_right_before_it(
+    model: InfiniForCausalLM, text: Path, tmp_path: Path
+) -> None:
+    rng = random.Random(5)
+    maker = StreamMaker(FactMaker("train"), Filler(text), offsets_of(ByteTokenizer()), rng)
+    write_shard(tmp_path / "page.safetensors", draw_pages(maker, 6000), maker.facts, lower(model, LAYER))
+    pool = Pool([read_shard(tmp_path / "page.safetensors")], model, LAYER)
+    stage = RecallStage(memory_of(model), pool, model, layer=LAYER)
+    assert {a.answer for a in stage.opening.asked} == {a.answer for a in pool.known}
+    assert [stage.opening.before(a).tolist() for a in stage.opening.asked] == [
+        [a.value - 1] for a in stage.opening.asked
+    ]
 
 
 def test_general_answers_in_young_conversations_keep_the_adapters_shut(
@@ -490,10 +504,11 @@ def test_the_made_up_bank_is_the_products(model: InfiniForCausalLM, cached: Shar
         places = bank.places[:5]
         queries = bank.keys[:5]
         expected = bank_read(queries[None], pool.ids[places][None], real, written, rule)
-        ours, ended = follow(pool, bank, places, read(memory, bank, queries).exp())
+        ours, going, ended = follow(pool, bank, places, read(memory, bank, queries).exp())
     assert joined.any()
     torch.testing.assert_close(ours[:, :-1] @ pool.values(bank.ids), expected.values[0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(ours[:, -1], expected.null[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(going, expected.going[0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(ended, expected.ended[0], atol=1e-4, rtol=1e-4)
 
 
