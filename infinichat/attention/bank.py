@@ -248,7 +248,7 @@ def followed(
     if not bool(tried.any()):
         return weights, ended, ended, weights[:, -1, :-1]
     steps = after[:, None].expand_as(said) if after.dim() == 2 else after
-    rows, goes, ends = list(weights.unbind(dim=1)), list(ended.unbind(dim=1)), list(ended.unbind(dim=1))
+    rows, goes, ends = (list(of.unbind(dim=1)) for of in (weights, ended, ended))
     going = False
     for at, look in enumerate(tried.tolist()):
         if look or going:

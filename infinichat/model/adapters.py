@@ -3,11 +3,12 @@
 The layers above a memory are frozen, and were never trained to say what a read adds to their input. Two
 things help them, both only where the read calls for them, so that ordinary talk stays the base's:
 
-    y_t     = W x_t + o_t U D x_t        low-rank changes of attention (LoRA, arXiv 2106.09685), open by o_t
+    y_t     = W x_t + o_t U D x_t            low-rank changes of attention (LoRA, arXiv 2106.09685)
     final_t = norm(h_t) + s_t c o_t P v_t    the read's values once more, right before the vocabulary head H:
-                                         H c P v_t is a copy score for every token (``copy_matrix``)
+                                             H c P v_t is a copy score for every token (``copy_matrix``)
 
-with o_t = cut(sigmoid(.)), s_t = cut(sigmoid(. + w . norm(h_t))): below ``LEAST_OPEN`` exactly 0.
+with o_t = max(cut(sigmoid(.)), how much of a value goes on) and s_t = cut(sigmoid(. + w . norm(h_t))), where
+cut gives exactly 0 below ``LEAST_OPEN``.
 """
 
 from __future__ import annotations
