@@ -6,19 +6,18 @@
  * Scores, exponentials and sums are float32; products are of bfloat16 pairs, added in float32, as in torch's own
  * kernel. Keys and values are first put into the order in which one instruction multiplies pairs, once for all
  * queries of a head. Only for heads of 64 and processors with AVX-512 and bfloat16; infini_can_attend says so.
- * Threads are started for one call: that takes a hundredth of it, and none is left to wait between two.
  */
 
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "threads.h"
 #include "tiles.h"
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512BF16__)
 #include <immintrin.h>
 
-enum { DIM = 64, KEYS = 16, QUERIES = 8, AT_ONCE = 4, MOST_THREADS = 16 };
+enum { DIM = 64, KEYS = 16, QUERIES = 8, AT_ONCE = 4 };
 
 typedef struct {
     const uint16_t *q; /* [kv_heads * group, count, 64] */
@@ -168,28 +167,13 @@ static void *work(void *given) {
     return 0;
 }
 
-/* One phase on `parts` threads, this one included. */
-static void together(Work *works, int parts, int packing) {
-    pthread_t threads[MOST_THREADS];
-    int started[MOST_THREADS] = {0};
-    for (int i = 0; i < parts; i++) works[i].packing = packing;
-    for (int i = 1; i < parts; i++) started[i] = pthread_create(threads + i, 0, work, works + i) == 0;
-    work(works);
-    for (int i = 1; i < parts; i++) {
-        if (started[i])
-            pthread_join(threads[i], 0);
-        else
-            work(works + i);
-    }
-}
-
 int infini_can_attend(void) { return 1; }
 
 /* 0 when there was memory enough for it. */
 int infini_attend(const uint16_t *q, const uint16_t *k, const uint16_t *v, uint16_t *out, int64_t stride,
                   int kv_heads, int group, int count, int before, float scale, int threads) {
     int blocks = (before + count + KEYS - 1) / KEYS;
-    int parts = threads < 1 ? 1 : (threads > MOST_THREADS ? MOST_THREADS : threads);
+    int parts = parts_for(threads);
     int64_t packed = (int64_t)kv_heads * blocks * KEYS * DIM, scores = (int64_t)QUERIES * blocks * KEYS;
     char *memory = malloc(4 * packed + 4 * scores * parts);
     if (!memory) return 1;
@@ -197,9 +181,10 @@ int infini_attend(const uint16_t *q, const uint16_t *k, const uint16_t *v, uint1
                  (uint16_t *)memory + packed};
     Work works[MOST_THREADS];
     for (int i = 0; i < parts; i++)
-        works[i] = (Work){&call, i, parts, 0, (float *)(memory + 4 * packed) + i * scores};
-    together(works, parts, 1);
-    together(works, parts, 0);
+        works[i] = (Work){&call, i, parts, 1, (float *)(memory + 4 * packed) + i * scores};
+    together(work, works, sizeof *works, parts);
+    for (int i = 0; i < parts; i++) works[i].packing = 0;
+    together(work, works, sizeof *works, parts);
     free(memory);
     return 0;
 }

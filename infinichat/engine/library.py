@@ -13,7 +13,9 @@ from pathlib import Path
 from infinichat.engine.compiler import compiled
 
 SOURCE = Path(__file__).with_name("step.c")
-BESIDE = tuple(SOURCE.with_name(name) for name in ("tiles.c", "attend.c", "many.c", "tiles.h", "products.h"))
+BESIDE = tuple(
+    SOURCE.with_name(name) for name in ("tiles.c", "attend.c", "many.c", "tiles.h", "products.h", "threads.h")
+)
 
 _begun: dict[Path, threading.Thread] = {}
 

@@ -10,16 +10,16 @@
  * unpacked in memory. Single tokens have twice as many bits (step.c): their products wait for the memory anyway.
  */
 
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "threads.h"
 #include "tiles.h"
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
 #include <immintrin.h>
 
-enum { AT_ONCE = 12, FEW = 4, MOST_THREADS = 16 };
+enum { AT_ONCE = 12, FEW = 4 };
 
 typedef struct {
     const uint8_t *tiles;
@@ -118,19 +118,6 @@ static void *work(void *given) {
     return 0;
 }
 
-static void together(Work *works, int parts) {
-    pthread_t threads[MOST_THREADS];
-    int started[MOST_THREADS] = {0};
-    for (int i = 1; i < parts; i++) started[i] = pthread_create(threads + i, 0, work, works + i) == 0;
-    work(works);
-    for (int i = 1; i < parts; i++) {
-        if (started[i])
-            pthread_join(threads[i], 0);
-        else
-            work(works + i);
-    }
-}
-
 int infini_can_multiply_many(void) { return 1; }
 
 /* x [count, 32 groups] times tiles of 16 blocks rows to out [count, 16 blocks], both bfloat16; 0 when there was memory
@@ -138,7 +125,7 @@ int infini_can_multiply_many(void) { return 1; }
 int infini_multiply_many(int64_t blocks, int64_t groups, int64_t count, const uint8_t *tiles, const uint16_t *x,
                          uint16_t *out, int threads) {
     int64_t padded = (count + FEW - 1) / FEW * FEW, numbers = groups * padded;
-    int parts = threads < 1 ? 1 : (threads > MOST_THREADS ? MOST_THREADS : threads);
+    int parts = parts_for(threads);
     char *memory = malloc(numbers * (GROUP + 2 * sizeof(float)));
     if (!memory) return 1;
     float *scales = (float *)memory;
@@ -149,7 +136,7 @@ int infini_multiply_many(int64_t blocks, int64_t groups, int64_t count, const ui
     /* A fiftieth of the time: not worth a second round of threads. */
     for (int64_t token = 0; token < padded; token++)
         for (int64_t g = 0; g < groups; g++) round_group(&call, token, g);
-    together(works, parts);
+    together(work, works, sizeof *works, parts);
     free(memory);
     return 0;
 }
