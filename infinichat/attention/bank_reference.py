@@ -197,6 +197,14 @@ def cut(logit: Tensor) -> Tensor:
     return gate if gate >= LEAST_OPEN else gate - gate.detach()
 
 
+def wide_open(logit: Tensor) -> Tensor:
+    """Twice the sigmoid, at most 1, and exactly 0 where the sigmoid is below 0.05; its gradient is the
+    sigmoid's everywhere."""
+    gate = torch.sigmoid(logit)
+    opened = min(1.0, 2 * gate.item()) if gate >= LEAST_OPEN else 0.0
+    return gate + (opened - gate).detach()
+
+
 def _written(bank: list[Pair], new: Pair, novelty: Tensor, p: BankParameters) -> list[Pair]:
     """A token takes from every earlier pair by how much of an answer it would have been in the token's
     place; of those that it replaces, and of what those had replaced, it is the heir."""
@@ -265,5 +273,5 @@ def _addition(
     read = p.alpha * (p.out @ v) + p.adapt_out @ z
     added = g * (read + (1 - n) * p.confidence + ended * p.ending + p.found_bias)
     opening, wish = p.carry @ torch.cat((x, seen, z)) + p.carry_bias
-    opened = torch.maximum(cut(opening), going)
+    opened = torch.maximum(wide_open(opening), going)
     return opened * added, opened, opened * (p.say_out @ v), wish

@@ -10,7 +10,7 @@ telling and asking meet wherever the words before the value are alike::
                                                                                        every token
     v, n, e = bank read, its null weight, how much of that is a value that has ended;  m = matrix read
     h_t  += i_t g_t (alpha W_om (v + n mu m) + (1 - n) w + e w' + u + B z_t)
-    z_t   = silu(A [x_t, 1 - n, e] + a),   i_t = max(cut(D [x_t, 1 - n, e, z_t] + d), G - e)
+    z_t   = silu(A [x_t, 1 - n, e] + a),   i_t = max(open(D [x_t, 1 - n, e, z_t] + d), G - e)
 
 and i_t v is carried on to the layers above, with i_t for their adapters (``adapters``). It is 0 almost
 everywhere but in answers: a novel's words often look like something asked for, and are predicted worse with
@@ -37,7 +37,7 @@ from torch.nn import functional as F
 from infinichat.attention.bank import BankRule, bank_read, bank_write, headwise_unit, unit, with_neighbours
 from infinichat.attention.infini import ending, hard_gate, ragged_taps, recall_features, recall_read, taps
 from infinichat.attention.memory import wide, write_delta
-from infinichat.model.adapters import Adapters, Carried, cut
+from infinichat.model.adapters import Adapters, Carried, wide_open
 from infinichat.model.configuration_infini import InfiniConfig
 from infinichat.model.layer_state import TOKEN_TAPS, LayerState
 from infinichat.model.looked_back import LookedBack
@@ -313,7 +313,7 @@ class BankMemory(ResidualMemory):
         seen = torch.cat((1 - null, ended), dim=-1)
         inner, logits = self.carrying(x, seen)
         # In the middle of a value the layer's input is that of any name or number.
-        opened = torch.maximum(cut(logits[..., :1]), going) * something
+        opened = torch.maximum(wide_open(logits[..., :1]), going) * something
         if not torch.is_grad_enabled() and not bool(opened.any()):
             return self._nothing(x)
         gate = torch.sigmoid(

@@ -1,8 +1,9 @@
 """Which tokens open the adapters above a memory, learned from many answers at little cost.
 
 An answer's first words decide: there nothing is found yet, and what a question asks for must be told from
-the layer's input alone. The recall stage runs a few answers of a step through the layers above; this looks at
-many more, for which no layer has to be run.
+the layer's input alone. At the last of them the value is found; so is something at two of five tokens of a
+novel, which nobody asked for. The recall stage runs a few answers of a step through the layers above; this
+looks at many more, for which no layer has to be run.
 """
 
 from __future__ import annotations
@@ -47,10 +48,11 @@ class Opening:
         ]
         self.shut = torch.cat([torch.zeros(0, dtype=torch.long), *shut])
 
-    def logits(self, places: Tensor) -> Tensor:
-        """How far adapters open at ``places`` [n] where the memory finds nothing, before the sigmoid."""
-        nothing = torch.zeros(len(places), 2)
-        return self.memory.carrying(self.pool.inputs(places), nothing)[1][:, 0]
+    def logits(self, places: Tensor, found: Tensor) -> Tensor:
+        """How far adapters open at ``places`` [n], before the sigmoid, where the memory finds something,
+        ``found`` [n] being 1, or nothing: 0."""
+        seen = torch.stack((found, torch.zeros(len(places))), dim=-1)
+        return self.memory.carrying(self.pool.inputs(places), seen)[1][:, 0]
 
     @staticmethod
     def before(asked: Asked) -> Tensor:
@@ -60,10 +62,13 @@ class Opening:
         return torch.arange(asked.answer - 1, min(value - 1, asked.answer - 1 + PREFIX))
 
     def loss(self, rng: random.Random) -> Tensor:
-        """Cross-entropy of opening where answers begin and of staying shut elsewhere, the two alike."""
-        yes = [self.before(a) for a in rng.sample(self.asked, min(OPENED, len(self.asked)))]
-        count = sum(len(places) for places in yes)
+        """Cross-entropy of opening where answers begin and where their values are found, and of staying shut
+        elsewhere, whether something is found or not: the two alike."""
+        asked = rng.sample(self.asked, min(OPENED, len(self.asked)))
+        begun = torch.cat([torch.zeros(0, dtype=torch.long), *map(self.before, asked)])
+        finds = torch.tensor([a.value - 1 for a in asked if a.count], dtype=torch.long)
         no = self.shut[torch.randint(max(1, len(self.shut)), (CLOSED if len(self.shut) else 0,))]
-        logits = self.logits(torch.cat((*yes, no)))
+        found = torch.cat((torch.zeros(len(begun)), torch.ones(len(finds)), torch.arange(len(no)) % 2))
+        logits, count = self.logits(torch.cat((begun, finds, no)), found), len(begun) + len(finds)
         opened, shut = F.softplus(-logits[:count]), F.softplus(logits[count:])
         return opened.sum() / max(1, count) + shut.sum() / max(1, len(no))

@@ -45,8 +45,10 @@ def test_a_plain_step_equals_the_models_forward(changes: dict[str, Any], make_mo
         module.feed(theirs, token_id)
         assert ours.last_hidden is not None
         assert theirs.last_hidden is not None
+        scores = module.logits(theirs.last_hidden)
+        # Of the largest score: what one memory adds moves what the next one finds, so rounding grows.
         torch.testing.assert_close(
-            plain.logits(ours.last_hidden), module.logits(theirs.last_hidden), rtol=1e-4, atol=1e-4,
+            plain.logits(ours.last_hidden), scores, rtol=1e-4, atol=1e-4 * float(scores.abs().max()),
             msg=lambda text, place=place: f"token {place}: {text}",
         )  # fmt: skip
     expected = tensors_of(theirs)

@@ -3,6 +3,7 @@ what the definition says."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from infinichat.errors import ConfigError
-from infinichat.model.adapters import LEAST_OPEN, Adapters, Carried, copy_matrix, cut
+from infinichat.model.adapters import LEAST_OPEN, Adapters, Carried, copy_matrix, cut, wide_open
 from infinichat.model.bank_memory import BankMemory
 from infinichat.model.loading import load_model
 from infinichat.model.modeling_infini import InfiniForCausalLM
@@ -136,6 +137,15 @@ def test_a_gate_is_exactly_shut_below_its_least() -> None:
     gates = cut(edge + torch.tensor([-1e-6, 1e-6], dtype=torch.float64))
     assert gates[0] == 0
     assert gates[1] == pytest.approx(LEAST_OPEN, rel=1e-4)
+    opened = wide_open(edge + torch.tensor([-1e-6, 1e-6], dtype=torch.float64))
+    assert opened[0] == 0
+    assert opened[1] == pytest.approx(2 * LEAST_OPEN, rel=1e-4)
+
+
+def test_adapters_are_wholly_open_from_even_odds_on() -> None:
+    assert wide_open(torch.tensor([-9.0, -0.5, 0.0, 0.6, 9.0])).tolist() == pytest.approx(
+        [0, 2 * torch.tensor(-0.5).sigmoid().item(), 1, 1, 1]
+    )
 
 
 def test_the_last_tokens_say_what_is_theirs() -> None:
@@ -163,11 +173,14 @@ def test_a_copied_value_scores_highest_for_its_own_token() -> None:
     assert float((copied.argmax(dim=1) == own).float().mean()) > 0.95
 
 
-def test_what_is_shut_can_be_opened_again() -> None:
-    logits = torch.tensor([-9.0], requires_grad=True)
-    cut(logits).sum().backward()
+@pytest.mark.parametrize("gate", [cut, wide_open])
+def test_what_is_shut_can_be_opened_and_what_is_open_shut(gate: Callable[[Tensor], Tensor]) -> None:
+    logits = torch.tensor([-9.0, 9.0], requires_grad=True)
+    gate(logits).sum().backward()
     assert logits.grad is not None
-    assert float(logits.grad) > 0
+    assert bool((logits.grad > 0).all())
+    with torch.no_grad():
+        assert gate(logits).tolist() == pytest.approx([0, 1], abs=1e-3)
 
 
 def test_a_negative_rank_is_refused() -> None:
