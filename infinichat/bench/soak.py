@@ -2,20 +2,23 @@
 
 Reading runs in stretches; at the end of each decade (10, 100, 1,000, ... tokens) some ids are generated on a
 copy of the state, timed, and everything is looked at: seconds a token, resident memory, bytes of state, bytes
-that the end of a turn writes to disk, and whether each number in the state and in the scores is finite. The
-state and the rows so far are written every minute, so a soak that was stopped goes on where it was.
+that the end of a turn writes to disk, and whether each number in the state and in the scores is finite. From
+10,000 tokens on a conversation of 4,096 answers beside it, turn by turn: what a machine does to both cancels.
+The state and the rows so far are written every minute, so a soak that was stopped goes on where it was.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
+import statistics
 import struct
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +52,9 @@ ROWS = 2
 
 PROBE = 32
 """Ids generated to time an answer."""
+
+YOUNG, TURNS = 4096, 7
+"""Tokens of a conversation that answers beside the soaked one, and how many times each answers in turn."""
 
 
 @dataclass(slots=True)
@@ -155,9 +161,12 @@ class _Soak:
             "finite": finite,
             "written": sum(layer.written for layer in self.engine.layer_memory(state)),
         }
+        if finite and progress.tokens > 2 * YOUNG:
+            row["to_young"] = self._beside_young(progress)
         self.say(
             f"-- {progress.tokens:,} tokens: reading {row['tokens_per_s']:.0f} tokens/s "
-            f"({row['cpu_ms']:.3f} ms of processor a token), answering {row['decode_ms']:.1f} ms a token, "
+            f"({row['cpu_ms']:.3f} ms of processor a token), "
+            f"answering {row['decode_ms']:.1f} ms a token{_beside(row)}, "
             f"back from disk in {row['resume_s']:.2f} s, RAM {row['rss_mb']:.0f} MB, "
             f"state {row['state_mb']:.2f} MB, {row['disk_mb']:.2f} MB to disk, "
             f"{'all numbers finite' if finite else 'NOT FINITE'}"
@@ -176,6 +185,26 @@ class _Soak:
             if number == 0:
                 first = time.perf_counter()
         return (time.perf_counter() - start) / PROBE, first - begin
+
+    def _beside_young(self, progress: Progress) -> float:
+        """How many times as long as after ``YOUNG`` tokens an id takes to generate: the median over turns in
+        which both conversations answer. Both have as many tokens in the segment that is not full."""
+        count = YOUNG + progress.tokens % self.engine.info.segment
+        young = self.engine.new_state()
+        for mode, part in document_pieces(self.source.ids(0, count)):
+            for _ in self.engine.feed(young, part, mode=mode):
+                pass
+        old = self.engine.load_state(read_snapshot(self.state_file, expected=self._header(progress.tokens)))
+        ratios = [self._id_s(old) / self._id_s(young) for _ in range(1 + TURNS)]
+        return statistics.median(ratios[1:])
+
+    def _id_s(self, state: Any) -> float:
+        """Median seconds of an id of an answer, after the first."""
+        times = [time.perf_counter()]
+        options = SamplingOptions(temperature=0, max_tokens=PROBE)
+        for _ in self.engine.generate(state, options, end_ids=()):
+            times.append(time.perf_counter())
+        return statistics.median(b - a for a, b in itertools.pairwise(times[1:]))
 
     def _keep(self, state: Any, progress: Progress) -> None:
         self.state_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -222,7 +251,8 @@ class _Soak:
             if row["history"] <= tokens
         )
         note = f"{self.source.name}; answering (and from disk to the first id): " + ", ".join(
-            f"{row.extra['decode_ms']:.1f} ms a token ({row.extra['resume_s']:.2f} s) at {row.history:,}"
+            f"{row.extra['decode_ms']:.1f} ms a token{_beside(row.extra)} ({row.extra['resume_s']:.2f} s) "
+            f"at {row.history:,}"
             for row in rows
         )
         finite = all(row.extra["finite"] for row in rows)
@@ -256,6 +286,10 @@ def _stream(engine: InfiniEngine, text: Path | None) -> _Stream:
     if not ids:
         raise UsageError(f"{text} holds no text. Next: give --file a text file.")
     return _Stream(f"{text.name}, {len(ids):,} tokens over and over", ids)
+
+
+def _beside(row: Mapping[str, Any]) -> str:
+    return f", {row['to_young']:.2f} times as long as after {YOUNG:,}" if "to_young" in row else ""
 
 
 def _next_mark(tokens: int) -> int:

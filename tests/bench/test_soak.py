@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -49,6 +50,38 @@ def test_rows_come_by_decade_and_the_state_stays_as_small(engine: InfiniEngine, 
         for row in report.rows
     )
     assert "every number finite" in report.notes
+
+
+def test_a_young_conversation_answers_beside_the_old_one(
+    engine: InfiniEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, now = list[int](), [0.0]
+
+    def clock() -> float:
+        now[0] += 1e-6
+        return now[0]
+
+    monkeypatch.setattr(
+        soak_module, "time", SimpleNamespace(perf_counter=clock, process_time=clock, monotonic=clock)
+    )
+    generate = engine.generate
+
+    def slow_where_old(state: Any, *arguments: Any, **options: Any) -> Any:
+        seen.append(state.tokens_seen)
+        for one in generate(state, *arguments, **options):
+            now[0] += 0.03 if state.tokens_seen > 9000 else 0.01
+            yield one
+
+    engine.generate = slow_where_old  # type: ignore[method-assign]
+    report = run(tmp_path, 10_000)
+    *early, last = report.rows
+    assert not any("to_young" in row.extra for row in early)
+    assert last.extra["to_young"] == pytest.approx(3, rel=0.01)
+    # The two take turns, with as many tokens in the last segment.
+    old, young = seen[-2], seen[-1]
+    assert old > 9000 > young >= 4096
+    assert (old - young) % engine.info.segment == 0
+    assert "3.00 times as long as after 4,096" in report.notes[0]
 
 
 def test_time_memory_state_and_disk_are_in_one_picture(
