@@ -13,8 +13,10 @@ place: from every i before it, it takes kappa t_ij with
 
     t_ij = exp(beta' m_j.m_i + f_i) / (exp(beta' n'_j) + sum_{i' before j} exp(beta' m_j.m_i' + f_i'))
 
-which is how a correction wins over what it corrects, however often. The marks m are units of their own:
-"about the same thing" is wider than "asked for in the same words". n'_j is high for what sounds told for the
+over all i, i' that the same question would find, beta k_i.k_j > beta n - ``KIN``, which is how a correction
+wins over what it corrects, however often. The marks m are units of their own: "about the same thing" is wider
+than "asked for in the same words". So a mark alone takes one person's street for another's; what is not asked
+for alike is not the same fact. n'_j is high for what sounds told for the
 first time, low for "actually" and "not any more". Where j replaces something, sum_i t_ij > ``HEIR_SHARE``,
 it is the heir of the i with the largest t_ij, of those that come near it (the same thing, told twice), and of
 whatever these are the heirs of: the question is often put in the words of the first telling, and what i is
@@ -53,6 +55,10 @@ HEIR_SHARE, HEIR_NEAR, HEIR_MARGIN = 0.45, 0.5, 8.0
 """How surely a token replaces something before it inherits reads, from what has how much of the largest
 share, and by how many nats it may answer worse. Chosen on generated conversations at a beta of 120: with
 sharper keys the same difference between them is more nats."""
+
+KIN = 2.0
+"""By how many nats a question in the words of one telling may miss the other, and one still replaces the
+other. Chosen on generated conversations, where 0 and 5 do as well."""
 
 SURE, DOUBT = 6.0, 0.5
 """The write gate's logit from which on a token is as good as any, and how many nats each unit below it costs.
@@ -172,11 +178,17 @@ def unit(projected: Tensor) -> Tensor:
 
 def replaced(alike: Tensor, faded: Tensor, there: Tensor, novelty: Tensor, rule: BankRule) -> Tensor:
     """By how much a new token replaces others, shares [..., S]: tokens whose marks have the cosines ``alike``
-    [..., S] with its own, that have ``faded`` [..., S] so far, where they were ``there`` [..., S] before it;
+    [..., S] with its own, that have ``faded`` [..., S] so far, where they were ``there`` [..., S] before it,
+    and asked for alike;
     ``novelty`` [...] is how much more than others it sounds told for the first time."""
     scores = (rule.alike * alike + faded).masked_fill(~there, float("-inf"))
     nothing = (rule.alike * (rule.new + novelty))[..., None]
     return torch.cat((scores, nothing), dim=-1).softmax(dim=-1)[..., :-1]
+
+
+def asked_alike(cosines: Tensor, rule: BankRule) -> Tensor:
+    """[...] True where two keys with these ``cosines`` [...] are so near that one question finds both."""
+    return rule.beta * (cosines - rule.null) > -KIN
 
 
 def replaced_for_good(share: Tensor) -> Tensor:
@@ -297,9 +309,10 @@ def bank_write(
     pairs = zip(bank.first(filled).tensors(), added, strict=True)
     whole = BankState(*(torch.cat(both, dim=1) for both in pairs))
     alike = whole.marks @ new[1].transpose(1, 2)  # [B, filled + n, n]
+    kin = asked_alike(whole.keys @ new[0].transpose(1, 2), rule) & (whole.order > 0)[..., None]
     faded, heir = whole.faded, whole.heir
     for at in range(count):
-        there = (whole.order > 0) & (whole.order < order[:, at, None])
+        there = kin[..., at] & (whole.order < order[:, at, None])
         share = replaced(alike[..., at], faded, there, novelty[:, at], rule) * chosen[:, at, None]
         if bool(joined[:, at].any()):
             last = (whole.order > 0) & (whole.order == order[:, at, None] - 1) & (joined[:, at, None] > 0)

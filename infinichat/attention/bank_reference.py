@@ -22,6 +22,9 @@ HEIR_SHARE, HEIR_NEAR, HEIR_MARGIN = 0.45, 0.5, 8.0
 """A token that replaces something by more than this inherits reads from what has more than this part of the
 largest share, if it does not answer so many nats worse."""
 
+KIN = 2.0
+"""A token replaces only what a question in its own words would miss by no more nats than this."""
+
 NEARLY, ON = 5.0, 4.0
 """By how much a token's write gate may be too low when the next one's is open, and when the token before is
 written."""
@@ -206,10 +209,13 @@ def wide_open(logit: Tensor) -> Tensor:
 
 
 def _written(bank: list[Pair], new: Pair, novelty: Tensor, p: BankParameters) -> list[Pair]:
-    """A token takes from every earlier pair by how much of an answer it would have been in the token's
-    place; of those that it replaces, and of what those had replaced, it is the heir."""
+    """A token takes from every earlier pair that is asked for alike by how much of an answer it would have
+    been in the token's place; of those that it replaces, and of what those had replaced, it is the heir."""
     alike, nothing, force = p.erase[0].exp(), p.erase[1] + novelty, p.erase[2].exp()
-    answers = [(alike * (old.mark @ new.mark) + old.faded).exp() for old in bank]
+    kin = [p.beta.exp() * (old.key @ new.key - p.null) > -KIN for old in bank]
+    answers = [
+        (alike * (old.mark @ new.mark) + old.faded).exp() * k for old, k in zip(bank, kin, strict=True)
+    ]
     whole = sum(answers, (alike * nothing).exp())
     faded = [replace(old, faded=old.faded - force * a / whole) for old, a in zip(bank, answers, strict=True)]
     gone: set[int] = set()

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from infinichat.attention.bank import followed, headwise_unit, inherited, replaced, replaced_for_good, unit
+from infinichat.attention.bank import (
+    asked_alike,
+    followed,
+    headwise_unit,
+    inherited,
+    replaced,
+    replaced_for_good,
+    unit,
+)
 from infinichat.attention.topics import RECENT, pooled
 from infinichat.model.bank_memory import STATE_TAPS, BankMemory
 from infinichat.model.layer_state import TOKEN_TAPS
@@ -90,8 +98,9 @@ def write(
         around = seen[:, : memory.fade.shape[1]]
         marks, novelty = unit(F.linear(around, memory.fade)), around @ memory.novelty
         alike, faded, order = marks @ marks.T, keys.new_zeros(count), torch.arange(count)
+        kin = asked_alike(keys @ keys.T, rule)
         for at in range(count):
-            share = replaced(alike[:, at], faded, order < at, novelty[at], rule)
+            share = replaced(alike[:, at], faded, kin[:, at] & (order < at), novelty[at], rule)
             faded = faded - rule.force * share
             gone = replaced_for_good(share)
             heirs[gone | (gone[heirs] & (heirs >= 0))] = at

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from infinichat.attention.bank import (
     HEIR_MARGIN,
+    KIN,
     BankRead,
     BankRule,
     BankState,
@@ -110,6 +111,26 @@ def test_what_sounds_told_for_the_first_time_replaces_nothing() -> None:
     bank = told(told(empty(), [(0, 3)], 0), [(0, 5)], 1, novelty=0.5)
     assert float(bank.faded[0, 0]) > -0.01
     assert int(bank.heir[0, 0]) == 0
+
+
+@pytest.mark.parametrize(("missed_by", "takes"), [(0.5 * KIN, True), (2 * KIN, False)])
+def test_a_token_replaces_only_what_its_own_question_would_find(missed_by: float, takes: bool) -> None:
+    """One person's street is about the same thing as another's, and asked for in other words."""
+    bank, axes = told(empty(), [(0, 3)], 0), torch.eye(WIDTH, dtype=F64)
+    cosine = 0.5 - missed_by / 40
+    key = (cosine * axes[0] + math.sqrt(1 - cosine**2) * axes[1])[None, None]
+    bank = bank_write(
+        bank,
+        (key, axes[None, :1], axes[None, 5:], torch.tensor([[5]])),
+        strength=torch.ones(1, 1, dtype=F64),
+        joined=torch.zeros(1, 1, dtype=torch.bool),
+        novelty=torch.zeros(1, 1, dtype=F64),
+        written=torch.tensor([1]),
+        rule=rule(),
+    )
+    assert (int(bank.heir[0, 0]) == 2) == takes
+    assert (float(bank.faded[0, 0]) < -5) == takes
+    assert takes or float(bank.faded[0, 0]) == 0
 
 
 def heirs(**changes: float) -> BankState:
